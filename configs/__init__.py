@@ -1,0 +1,1 @@
+"""Training recipes as ml_collections configs."""

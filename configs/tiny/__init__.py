@@ -1,0 +1,1 @@
+"""Recipes that train in minutes on two CPU cores."""

@@ -1,0 +1,1 @@
+"""Conversion tables, one file a part or system."""

@@ -1,0 +1,1 @@
+"""Data in numpy: sources, datasets, transforms and the Grain loader."""

@@ -1,0 +1,1 @@
+"""Run configuration, precision, tree paths and logging."""

@@ -1,0 +1,1 @@
+"""Mask and dataset file layouts, one file a layout."""

@@ -1,0 +1,1 @@
+"""Comparison with golden files of the original implementations."""

@@ -1,0 +1,1 @@
+"""Segmentation systems composed from model parts; systems never import each other."""

@@ -1,0 +1,1 @@
+"""FlowRVS: flow matching from video latent to mask latent."""
