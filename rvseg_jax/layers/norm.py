@@ -1,0 +1,55 @@
+"""Normalisation layers; statistics are always float32."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rvseg_jax.core.precision import Precision
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis (Ba et al. 2016), variance without Bessel's correction."""
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        eps: float,
+        use_scale: bool = True,
+        use_bias: bool = True,
+        precision: Precision,
+        rngs: nnx.Rngs,
+    ):
+        del rngs  # nothing random; kept so that all layers are built alike
+        self.scale = nnx.Param(jnp.ones((features,), precision.param_dtype)) if use_scale else None
+        self.bias = nnx.Param(jnp.zeros((features,), precision.param_dtype)) if use_bias else None
+        self.eps = eps
+        self.precision = precision
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Shapes: x [..., D] -> [..., D], in the format of computation."""
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.eps)
+        if self.scale is not None:
+            y = y * self.scale[...].astype(jnp.float32)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(jnp.float32)
+        return self.precision.compute(y)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation over the last axis (Zhang and Sennrich 2019)."""
+
+    def __init__(self, features: int, *, eps: float, precision: Precision, rngs: nnx.Rngs):
+        del rngs
+        self.scale = nnx.Param(jnp.ones((features,), precision.param_dtype))
+        self.eps = eps
+        self.precision = precision
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Shapes: x [..., D] -> [..., D], in the format of computation."""
+        x = x.astype(jnp.float32)
+        y = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.eps)
+        return self.precision.compute(self.precision.compute(y) * self.precision.compute(self.scale[...]))
