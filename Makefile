@@ -59,7 +59,7 @@ format: $(VENV)/.dev
 # The pins of the other lane must have a solution, whatever Python runs here.
 resolve: $(VENV)/.dev
 	@for version in 3.11 3.12 3.13; do \
-	  UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --no-build --python-version $$version requirements.txt >/dev/null \
+	  UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --python-version $$version requirements.txt >/dev/null \
 	    && echo "requirements resolve for Python $$version" || exit 1; \
 	done
 
