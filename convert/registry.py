@@ -1,0 +1,96 @@
+"""What can be converted: the model, config, table and licence of each part, and the parts of each system."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rvseg_jax.convert.rules import Table
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model with its own checkpoint; modules are imported when they are asked for.
+
+    Attributes:
+      name: name of the part, of its folder in a converted checkpoint, and of its file in `convert/tables`.
+      module: dotted name of the module that holds model, config and, if the model is sharded, `SHARDING`.
+      model: name of the model class.
+      config: name of its config class.
+      licence: licence of the published weights.
+      prefixes: prefixes that some checkpoints put in front of all keys.
+    """
+
+    name: str
+    module: str
+    model: str
+    config: str
+    licence: str
+    prefixes: tuple[str, ...] = ()
+    table_module: str = ""
+
+    def model_class(self) -> Callable[..., Any]:
+        """The model class: `cls(cfg, rngs=...)`."""
+        return getattr(importlib.import_module(self.module), self.model)
+
+    def config_class(self) -> type:
+        """The frozen dataclass of the model's configuration."""
+        return getattr(importlib.import_module(self.module), self.config)
+
+    def sharding_rules(self) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
+        """The model's table of path pattern -> logical axis names; empty if the model has none."""
+        return getattr(importlib.import_module(self.module), "SHARDING", ())
+
+    def table(self, config: Any) -> Table:
+        """The conversion table for a configuration."""
+        return self._tables().table(config)
+
+    def parameter_order(self, config: Any) -> list[str] | None:
+        """Torch keys in the order of upstream's `module.parameters()`, or None if it is not recorded."""
+        order = getattr(self._tables(), "parameter_order", None)
+        return None if order is None else order(config)
+
+    def _tables(self) -> Any:
+        return importlib.import_module(self.table_module or f"rvseg_jax.convert.tables.{self.name}")
+
+
+PARTS: Mapping[str, Part] = {
+    part.name: part
+    for part in (
+        Part(
+            "wan_dit",
+            "rvseg_jax.models.wan.transformer",
+            "WanTransformer",
+            "WanTransformerConfig",
+            licence="Apache-2.0 (Wan2.1-T2V); FlowRVS weights: as stated where they are published",
+        ),
+        Part(
+            "wan_vae",
+            "rvseg_jax.models.wan.vae",
+            "WanVAE",
+            "WanVAEConfig",
+            licence="Apache-2.0 (Wan2.1-T2V); FlowRVS decoder: as stated where it is published",
+            prefixes=("vae.",),
+        ),
+        Part(
+            "umt5",
+            "rvseg_jax.models.umt5.encoder",
+            "UMT5Encoder",
+            "UMT5Config",
+            licence="Apache-2.0 (google/umt5-xxl, as shipped with Wan2.1-T2V)",
+        ),
+    )
+}
+
+SYSTEMS: Mapping[str, tuple[str, ...]] = {"flowrvs": ("wan_dit", "wan_vae", "umt5")}
+
+
+def part(name: str) -> Part:
+    """The part called `name`.
+
+    Raises:
+      ValueError: if there is none; names the known parts.
+    """
+    if name not in PARTS:
+        raise ValueError(f"unknown part {name!r}: choose one of {', '.join(PARTS)}")
+    return PARTS[name]
