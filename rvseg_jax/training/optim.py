@@ -1,0 +1,103 @@
+"""AdamW with torch's clipping, learning-rate schedules, and settings by parameter path."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rvseg_jax.core.tree_paths import matches
+from rvseg_jax.training.config import OptimizerConfig, ScheduleConfig
+from rvseg_jax.training.tasks import Params
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+# `torch.nn.utils.clip_grad_norm_` adds this to the norm before it divides.
+CLIP_EPS = 1e-6
+
+
+def schedule(config: ScheduleConfig, lr: float, *, steps: int, steps_per_epoch: int) -> Schedule:
+    """Learning rate as a function of the number of steps done so far.
+
+    Args:
+      config: kind and shape of the schedule.
+      lr: its peak.
+      steps: length of the run; "cosine" ends there.
+      steps_per_epoch: steps of one pass over the training source; "multistep" counts in them, like
+        `torch.optim.lr_scheduler.MultiStepLR` stepped once an epoch.
+
+    Returns:
+      Function of [] int (0 for the first step) to [] float32.
+    """
+
+    def factor(count: jax.Array) -> jax.Array:
+        step = jnp.asarray(count, jnp.float32)
+        if config.kind == "cosine":
+            span = max(1, steps - config.warmup_steps)
+            progress = jnp.clip((step - config.warmup_steps) / span, 0, 1)
+            value = config.final + (1 - config.final) * 0.5 * (1 + jnp.cos(math.pi * progress))
+        elif config.kind == "multistep":
+            starts = jnp.asarray([m * steps_per_epoch for m in config.milestones], jnp.float32)
+            value = config.gamma ** jnp.sum(step >= starts)
+        else:
+            value = jnp.ones_like(step)
+        if config.warmup_steps:
+            value = value * jnp.minimum(1.0, (step + 1) / config.warmup_steps)
+        return value
+
+    return lambda count: lr * factor(count)
+
+
+def global_norm(tree: Params) -> jax.Array:
+    """Root of the sum of squares over all leaves, in float32 whatever the format of the leaves."""
+    squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(jnp.sum(jnp.stack(squares)))
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scales gradients as `torch.nn.utils.clip_grad_norm_` does: by min(1, max_norm / (norm + 1e-6)).
+
+    `optax.clip_by_global_norm` divides by the bare norm, and only above `max_norm`.
+    """
+
+    def clip(updates: Params, _: Params | None) -> Params:
+        scale = jnp.minimum(1.0, max_norm / (global_norm(updates) + CLIP_EPS))
+        return jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), updates)
+
+    return optax.stateless(clip)
+
+
+def adamw(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformation:
+    """The optimizer of a run: clip, Adam moments, decoupled weight decay, learning rate by path and time.
+
+    Decay and factors go by the paths of the tree that the transformation is given, joined by "/". Moments
+    have the format of the parameters, as in torch.
+    """
+    parts = [clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
+    parts.append(optax.scale_by_adam(b1=config.betas[0], b2=config.betas[1], eps=config.eps))
+    if config.weight_decay:
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask=_mask(config.decay)))
+    if config.lr_factors:
+        parts.append(_scale_by_path(config.lr_factors))
+    parts.append(optax.scale_by_learning_rate(rate))
+    return optax.chain(*parts)
+
+
+def _path(keys: tuple) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def _mask(patterns: Sequence[str]) -> Callable[[Params], Params]:
+    """Function of a tree to the same tree of bools: whether the path matches any of the patterns."""
+    return lambda tree: jax.tree_util.tree_map_with_path(lambda keys, _: matches(_path(keys), patterns), tree)
+
+
+def _scale_by_path(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
+    """Multiplies each update by the factor of the first pattern that its path matches."""
+
+    def scale(keys: tuple, leaf: jax.Array) -> jax.Array:
+        factor = next((factor for pattern, factor in factors if matches(_path(keys), [pattern])), 1.0)
+        return leaf * factor
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
