@@ -60,9 +60,7 @@ class Linear(nnx.Module):
         y = jnp.matmul(x, compute(self.kernel[...]), precision=self.precision.matmul)
         if self.lora is not None:
             low = jnp.matmul(x, compute(self.lora_a[...]), precision=self.precision.matmul)
-            y = y + self.lora.scale * jnp.matmul(
-                low, compute(self.lora_b[...]), precision=self.precision.matmul
-            )
+            y = y + self.lora.scale * jnp.matmul(low, compute(self.lora_b[...]), precision=self.precision.matmul)
         if self.bias is not None:
             y = y + compute(self.bias[...])
         return y

@@ -10,7 +10,12 @@ from rvseg_jax.systems.flowrvs import flow
 
 @pytest.mark.parametrize(
     ("steps", "times"),
-    [(1, [1000]), (2, [1000, 750]), (4, [1000, 900, 750, 501]), (8, [1000, 955, 900, 834, 750, 643, 501, 302])],
+    [
+        (1, [1000]),
+        (2, [1000, 750]),
+        (4, [1000, 900, 750, 501]),
+        (8, [1000, 955, 900, 834, 750, 643, 501, 302]),
+    ],
 )
 def test_schedule_of_the_benchmark_script(steps, times):
     assert flow.schedule(steps).timesteps == tuple(times)
@@ -51,9 +56,7 @@ def test_euler_steps_equal_diffusers(torch, dtype, steps):
     start, *velocities = rng.standard_normal((steps + 1, 2, 3, 5)).astype(np.float32)
     expected = torch.tensor(start, dtype=getattr(torch, dtype))
     for time, velocity in zip(scheduler.timesteps, velocities, strict=True):
-        expected = scheduler.step(
-            torch.tensor(velocity, dtype=expected.dtype), time, expected, return_dict=False
-        )[0]
+        expected = scheduler.step(torch.tensor(velocity, dtype=expected.dtype), time, expected, return_dict=False)[0]
     given = iter(velocities)
     found, seen = flow.solve(lambda *_: jnp.asarray(next(given), dtype), jnp.asarray(start, dtype), times)
     assert found.dtype == jnp.dtype(dtype) and len(seen) == steps
