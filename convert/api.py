@@ -35,9 +35,7 @@ def from_torch(
     return engine.build(part, config, arrays)
 
 
-def to_torch(
-    name: str, module: nnx.Module, config: Any = None, *, aliases: bool = False
-) -> dict[str, np.ndarray]:
+def to_torch(name: str, module: nnx.Module, config: Any = None, *, aliases: bool = False) -> dict[str, np.ndarray]:
     """The tensors of the torch original, from a module of a part; the inverse of `from_torch`.
 
     Args:

@@ -227,15 +227,12 @@ def _torch_shapes(rule: Rule, leaf_shapes: list[Shape]) -> tuple[Shape, ...]:
         raise TableError(f"{rule}: {error} (leaf shapes {leaf_shapes})") from None
     if forward != leaf_shapes or len(torch_shapes) != len(rule.sources):
         raise TableError(
-            f"{rule}: {len(torch_shapes)} tensors of shapes {torch_shapes} lead to {forward}, "
-            f"not to {leaf_shapes}"
+            f"{rule}: {len(torch_shapes)} tensors of shapes {torch_shapes} lead to {forward}, not to {leaf_shapes}"
         )
     return tuple(torch_shapes)
 
 
-def _check_side_entries(
-    drops: Sequence[Drop], aliases: Sequence[Alias], key_shapes: Mapping[str, Shape]
-) -> None:
+def _check_side_entries(drops: Sequence[Drop], aliases: Sequence[Alias], key_shapes: Mapping[str, Shape]) -> None:
     for entry in (*drops, *aliases):
         used = next((key for key in key_shapes if match(entry.source, key) is not None), None)
         if used is not None:

@@ -301,9 +301,7 @@ class Rule:
     targets: tuple[str, ...]
     operations: tuple[Operation, ...]
 
-    def __init__(
-        self, source: str | tuple[str, ...], target: str | tuple[str, ...], *operations: Operation
-    ) -> None:
+    def __init__(self, source: str | tuple[str, ...], target: str | tuple[str, ...], *operations: Operation) -> None:
         object.__setattr__(self, "sources", (source,) if isinstance(source, str) else tuple(source))
         object.__setattr__(self, "targets", (target,) if isinstance(target, str) else tuple(target))
         object.__setattr__(self, "operations", operations)
@@ -414,8 +412,6 @@ def fill(pattern: str, values: Mapping[str, int]) -> str:
 def match(pattern: str, name: str) -> dict[str, int] | None:
     """Values of the placeholders if `name` fits the pattern, else None."""
     parts = FIELD.split(pattern)
-    expression = "".join(
-        f"(?P<{part}>0|[1-9][0-9]*)" if i % 2 else re.escape(part) for i, part in enumerate(parts)
-    )
+    expression = "".join(f"(?P<{part}>0|[1-9][0-9]*)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
     found = re.fullmatch(expression, name)
     return {key: int(value) for key, value in found.groupdict().items()} if found else None
