@@ -1,6 +1,7 @@
 """Settings shared by all tests: CPU, a persistent compile cache, one torch thread a worker."""
 
 import os
+from fractions import Fraction
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -37,3 +38,41 @@ def torch():
     module = pytest.importorskip("torch")
     module.set_num_threads(1)
     return module
+
+
+@pytest.fixture(scope="session")
+def write_clip():
+    """A function that writes a small H.264 clip: a bright square that moves over a dark ground."""
+    import av
+    import numpy as np
+
+    def write(path, *, times=range(8), time_base=Fraction(1, 25), size=(48, 64), audio=None, options=None):
+        height, width = size
+        with av.open(str(path), "w", options=options or {}) as container:
+            video = container.add_stream("libx264", rate=1 / time_base, options={"bf": "0", "crf": "12"})
+            video.height, video.width, video.pix_fmt = height, width, "yuv420p"
+            video.time_base = video.codec_context.time_base = time_base
+            if audio:
+                sound = container.add_stream(audio, rate=16000)
+                sound.layout = "mono"
+            for index, time in enumerate(times):
+                image = np.full((height, width, 3), 30, np.uint8)
+                image[8:24, 4 + 2 * index : 20 + 2 * index] = (220, 40, 40)
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                frame.pts, frame.time_base = time, time_base
+                container.mux(video.encode(frame))
+            container.mux(video.encode(None))
+            if audio:
+                samples = np.sin(np.arange(int(16000 * (max(times) + 1) * time_base)) / 20)
+                wave = av.AudioFrame.from_ndarray((samples * 8000).astype(np.int16)[None], format="s16", layout="mono")
+                wave.sample_rate, wave.pts, wave.time_base = 16000, 0, Fraction(1, 16000)
+                context = sound.codec_context
+                resampler = av.AudioResampler(
+                    format=context.format, layout="mono", rate=16000, frame_size=context.frame_size or 1024
+                )
+                for piece in [*resampler.resample(wave), *resampler.resample(None)]:
+                    container.mux(sound.encode(piece))
+                container.mux(sound.encode(None))
+        return path
+
+    return write

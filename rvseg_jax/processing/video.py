@@ -35,7 +35,8 @@ class Video(ABC):
     Every iteration starts at the first frame again, except over a one-pass iterator. `count` is the number of
     frames where it is certain before decoding, else None; `expected_count` may be a container's claim and is
     for progress bars. `names` and `timestamps` (seconds) grow with the first pass over the clip and are
-    complete after it. `path` is the source file or folder, None in memory.
+    complete after it. `path` is the source file or folder, None in memory; `time_base` is the tick in seconds
+    that the times of a video file are multiples of.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Video(ABC):
     count: int | None = None
     expected_count: int | None = None
     has_audio: bool = False
+    time_base: Fraction | None = None
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -87,6 +89,7 @@ class FileVideo(Video):
         with _open_container(path) as container:
             stream = container.streams.video[0]
             self.rate = Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
+            self.time_base = stream.time_base
             self.expected_count = stream.frames or None
             self.has_audio = bool(container.streams.audio)
         first = next(self._decode(), None)

@@ -1,0 +1,249 @@
+"""The library's front door: load a system, give it a clip and sentences, get masks, write them to files."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rvseg_jax.core.errors import InputError
+from rvseg_jax.formats import rle
+from rvseg_jax.formats.output import MaskWriter, check_formats, write_summary, write_whole, writers
+from rvseg_jax.formats.staging import Staging
+from rvseg_jax.processing.video import IteratorVideo, Video, open_video
+from rvseg_jax.systems import base
+from rvseg_jax.systems.base import Progress, SegmentOptions, Status, Verdict
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Masks of a clip for one or several sentences; N sentences, T frames.
+
+    Masks are held run-length coded, in `rles[n][t]`; `masks` decodes them all.
+    """
+
+    system: str
+    video: str
+    text: tuple[str, ...]
+    names: tuple[str, ...]
+    rate: Fraction
+    height: int
+    width: int
+    rles: tuple[tuple[rle.RLE, ...], ...]
+    verdicts: tuple[Verdict, ...]
+    source: Video | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def masks(self) -> np.ndarray:
+        """All masks at source size.
+
+        Shapes: result [N, T, H, W], bool.
+        """
+        return np.stack([np.stack([rle.decode(mask) for mask in masks]) for masks in self.rles])
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Confidence of each sentence, [N] float32 in 0..1."""
+        return np.array([verdict.score for verdict in self.verdicts], dtype=np.float32)
+
+    @property
+    def status(self) -> tuple[Status, ...]:
+        """How each sentence ended: "ok", "no_target", "no_seg_token" or "parse_error"."""
+        return tuple(verdict.status for verdict in self.verdicts)
+
+    def frame_masks(self, index: int) -> np.ndarray:
+        """Masks of one frame, [N, H, W] bool."""
+        return np.stack([rle.decode(masks[index]) for masks in self.rles])
+
+    def record(self) -> dict[str, Any]:
+        """Everything as JSON-able values, in the form of `formats.rle_json`."""
+        return {
+            "system": self.system,
+            "video": self.video,
+            "height": self.height,
+            "width": self.width,
+            "rate": str(self.rate),
+            "frames": list(self.names),
+            "sentences": [
+                {"text": text, "status": verdict.status, "score": verdict.score, "masks": list(masks)}
+                for text, verdict, masks in zip(self.text, self.verdicts, self.rles, strict=True)
+            ],
+        }
+
+    def save(self, folder: str | Path, format: str | Sequence[str] = "mevis") -> list[Path]:
+        """Write the masks into a folder, in one or several of `formats.output.FORMATS`; return what was written.
+
+        Results of the same name are replaced; after an error the folder is as it was.
+        Raises: InputError for an unknown format, a folder that cannot be written to, or an overlay of a clip
+          that can be read only once.
+        """
+        formats = check_formats(format)
+        record = self.record()
+        with Staging(folder) as staging:
+            with writers(staging, formats, self.video, len(self.text), self.source) as opened:
+                for index, name in enumerate(self.names):
+                    masks = self.frame_masks(index)[:, None]
+                    for writer in opened:
+                        writer.add([name], masks)
+            write_whole(staging, formats, record)
+        return [Path(folder) / name for name in staging.results]
+
+
+class Predictor:
+    """A loaded system, ready for clips."""
+
+    def __init__(self, system: base.System) -> None:
+        self.system = system
+
+    def predict(
+        self,
+        video: Any,
+        text: str | Sequence[str],
+        *,
+        rate: Fraction | float | None = None,
+        options: SegmentOptions | None = None,
+        progress: Progress | None = None,
+    ) -> Prediction:
+        """Segment a clip by one or several sentences.
+
+        `video` is what `open_video` takes: a path to a video file, image or frame folder, an array
+        [T, H, W, 3] uint8 RGB, or an iterator of frames; `rate` is for those without a frame rate.
+        Raises: InputError for a clip that cannot be read, or an empty or too long sentence.
+        """
+        clip, texts = open_video(video, rate=rate), self._check_texts(text)
+        return self._run(clip, texts, options or SegmentOptions(), progress, [])
+
+    def predict_to(
+        self,
+        folder: str | Path,
+        video: Any,
+        text: str | Sequence[str],
+        *,
+        formats: str | Sequence[str] = ("mevis", "overlay"),
+        rate: Fraction | float | None = None,
+        options: SegmentOptions | None = None,
+        progress: Progress | None = None,
+    ) -> Prediction:
+        """`predict`, writing files while the masks are computed, and a summary `<video>.json` at the end.
+
+        Raises: as `predict` and `Prediction.save`, before anything is computed where that can be known.
+        """
+        names = check_formats(formats)
+        clip, texts = open_video(video, rate=rate), self._check_texts(text)
+        again = None if isinstance(clip, IteratorVideo) else clip
+        with Staging(folder) as staging:
+            with writers(staging, names, clip.name, len(texts), again) as opened:
+                prediction = self._run(clip, texts, options or SegmentOptions(), progress, opened)
+            record = prediction.record()
+            write_whole(staging, names, record)
+            results = list(staging.results)
+            write_summary(staging.path(f"{clip.name}.json"), record, results)
+        return prediction
+
+    def _run(
+        self,
+        video: Video,
+        texts: tuple[str, ...],
+        options: SegmentOptions,
+        progress: Progress | None,
+        outputs: Sequence[MaskWriter],
+    ) -> Prediction:
+        coded: list[list[rle.RLE]] = [[] for _ in texts]
+        done = 0
+        verdicts: list[Verdict] = []
+
+        def keep_verdicts() -> Iterator[base.MaskChunk]:
+            verdicts.extend((yield from self.system.segment(video, texts, options=options, progress=progress)))
+
+        for chunk in keep_verdicts():
+            count = chunk.masks.shape[1]
+            expected = (len(texts), count, video.height, video.width)
+            if chunk.start != done or chunk.masks.shape != expected or chunk.masks.dtype != np.bool_:
+                raise RuntimeError(
+                    f"{self.system.name} gave masks {chunk.masks.shape} {chunk.masks.dtype} from frame "
+                    f"{chunk.start} on; expected {expected} bool from frame {done} on"
+                )
+            for masks, into in zip(chunk.masks, coded, strict=True):
+                into.extend(rle.encode(mask) for mask in masks)
+            for writer in outputs:
+                writer.add(video.names[done : done + count], chunk.masks)
+            done += count
+        if done != len(video.names) or len(verdicts) != len(texts):
+            raise RuntimeError(
+                f"{self.system.name} gave masks of {done} frames and {len(verdicts)} verdicts for "
+                f"{len(video.names)} frames and {len(texts)} sentences"
+            )
+        return Prediction(
+            system=self.system.name,
+            video=video.name,
+            text=texts,
+            names=tuple(video.names),
+            rate=video.rate,
+            height=video.height,
+            width=video.width,
+            rles=tuple(tuple(masks) for masks in coded),
+            verdicts=tuple(verdicts),
+            source=None if isinstance(video, IteratorVideo) else video,
+        )
+
+    def _check_texts(self, text: str | Sequence[str]) -> tuple[str, ...]:
+        texts = check_texts(text)
+        for sentence in texts:
+            count = self.system.token_count(sentence)
+            if count > self.system.max_tokens:
+                raise InputError(
+                    f"the sentence {sentence[:40]!r}... has {count} tokens but {self.system.name} reads "
+                    f"{self.system.max_tokens}; shorten it"
+                )
+        return texts
+
+
+def load(
+    system: str,
+    checkpoint: str | Path | None = None,
+    *,
+    dtype: str | None = None,
+    mesh: Any = None,
+    **options: Any,
+) -> Predictor:
+    """Load a system from a converted checkpoint folder, or with its bundled tiny weights where none is given.
+
+    `dtype` names a precision ("float32", "bfloat16", "mixed", "parity"); `mesh` shards the weights over
+    devices; other options are the system's own.
+    Raises: InputError for an unknown system or a checkpoint that is missing or of another system.
+    """
+    return Predictor(
+        base.module(system).load(None if checkpoint is None else Path(checkpoint), dtype=dtype, mesh=mesh, **options)
+    )
+
+
+def list_systems() -> list[str]:
+    """Names that `load` takes."""
+    return base.names()
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Parts, parameter counts, licences of the weights and published presets of a system, JSON-able."""
+    return base.module(name).describe()
+
+
+def check_texts(text: str | Sequence[str]) -> tuple[str, ...]:
+    """The sentences as a tuple.
+
+    Raises: InputError where there is none, or one is no text, empty, or not valid Unicode.
+    """
+    texts = (text,) if isinstance(text, str) else tuple(text)
+    if not texts:
+        raise InputError('no sentence to segment by; give at least one, such as "the red car"')
+    for index, sentence in enumerate(texts, start=1):
+        if not isinstance(sentence, str):
+            raise InputError(f"sentence {index} is {type(sentence).__name__}; give text")
+        if not sentence.strip():
+            raise InputError(f'sentence {index} is empty; say what to segment, such as "the red car"')
+        try:
+            sentence.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InputError(f"sentence {index} ({sentence!r}) is not valid UTF-8; check the locale") from None
+    return texts
