@@ -1,0 +1,42 @@
+"""Objectives of the three stages of FlowRVS."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def velocity_loss(predicted: jax.Array, velocity: jax.Array) -> jax.Array:
+    """Mean squared error over all latents (FlowRVS engine.py).
+
+    Shapes: predicted and velocity [B, t, h, w, Z] -> float32 [].
+    """
+    return jnp.mean(jnp.square(predicted.astype(jnp.float32) - velocity.astype(jnp.float32)))
+
+
+def focal_loss(logits: jax.Array, masks: jax.Array, *, alpha: float = 0.25, gamma: float = 2.0) -> jax.Array:
+    """Mean sigmoid focal loss over pixels (Lin et al. 2017); alpha weighs the foreground.
+
+    Shapes: logits and masks in 0..1 of one shape -> float32 [].
+    """
+    return jnp.mean(optax.sigmoid_focal_loss(logits.astype(jnp.float32), masks, alpha=alpha, gamma=gamma))
+
+
+def dice_loss(logits: jax.Array, masks: jax.Array) -> jax.Array:
+    """1 - (2 sum(p m) + 1) / (sum(p) + sum(m) + 1) over the pixels of each clip, averaged over clips.
+
+    Shapes: logits and masks in 0..1 [B, ...] -> float32 [].
+    """
+    pixels = tuple(range(1, logits.ndim))
+    probability = jax.nn.sigmoid(logits.astype(jnp.float32))
+    shared = jnp.sum(probability * masks, axis=pixels)
+    total = jnp.sum(probability, axis=pixels) + jnp.sum(masks, axis=pixels)
+    return jnp.mean(1 - (2 * shared + 1) / (total + 1))
+
+
+def posterior_divergence(mean: jax.Array, logvar: jax.Array) -> jax.Array:
+    """Mean over latents of the Kullback-Leibler divergence of N(mean, exp(logvar)) from N(0, 1).
+
+    Shapes: both [...] -> float32 [].
+    """
+    mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
+    return 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1 - logvar)
