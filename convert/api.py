@@ -1,38 +1,55 @@
 """Modules from torch tensors and back, for callers that hold the tensors or know the files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 from rvseg_jax.convert import engine, registry
+from rvseg_jax.convert.fit import fit
+from rvseg_jax.convert.sources import Checkpoint, Weights, open_checkpoint, strip_prefixes
+from rvseg_jax.convert.tensors import Tensors
+
+Source = Mapping[str, Any] | str | Path | Sequence[str | Path]
 
 
 def from_torch(
     name: str,
-    tensors: Mapping[str, Any],
+    source: Source,
     config: Any = None,
     *,
     mesh: jax.sharding.Mesh | None = None,
     precision: Any = None,
+    weights: Weights = "auto",
 ) -> nnx.Module:
     """The module of a part with the weights of its torch original.
 
     Args:
       name: "wan_dit", "wan_vae" or "umt5".
-      tensors: {torch key: numpy array}.
-      config: the part's configuration.
+      source: {torch key: numpy array}, or weight files: a file, a folder, or several files that together make
+        one checkpoint.
+      config: the part's configuration; without it that of upstream's `config.json` beside the weights, or
+        the published size that fits.
       mesh: where the leaves go, by the model's sharding rules; without it they go to the first device.
       precision: a `Precision` or its name, in place of the one in `config`.
+      weights: "ema", "model", or "auto" for the EMA of a training checkpoint where there is one.
 
     Raises:
-      ConversionError: if keys or shapes do not fit the model.
+      ValueError: for an unknown part.
+      ConversionError: if files cannot be read, or keys and shapes do not fit the model.
     """
     part = registry.part(name)
-    config = engine.with_precision(config, precision)
-    arrays = {key: np.asarray(value) for key, value in tensors.items()}
-    return engine.build(part, config, arrays)
+    if isinstance(source, Mapping):
+        arrays, prefix = strip_prefixes(source, ("module.", *part.prefixes))
+        named = Tensors({key: np.asarray(value) for key, value in arrays.items()})
+        checkpoint = Checkpoint(named, prefix=prefix)
+    else:
+        checkpoint = open_checkpoint(source, weights=weights, prefixes=part.prefixes)
+    found = fit(part, checkpoint, config, precision=precision)
+    shardings = engine.placements(part, found.skeleton.shapes, mesh)
+    return engine.fill(found.plan, found.match, found.skeleton, found.tensors, shardings=shardings)
 
 
 def to_torch(name: str, module: nnx.Module, config: Any = None, *, aliases: bool = False) -> dict[str, np.ndarray]:

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from rvseg_jax.convert.plan import ConversionError, Match, Plan, compile_table
 from rvseg_jax.convert.registry import Part
 from rvseg_jax.convert.rules import Shape
 
+from rvseg_jax import parallel
 from rvseg_jax.core import tree_paths
 
 CHUNK_BYTES = 64 * 2**20
@@ -76,6 +78,27 @@ def plan_for(part: Part, config: Any) -> tuple[Plan, Skeleton]:
     return compile_table(part.table(config), model.shapes), model
 
 
+def check_kinds(plan: Plan, match: Match, model: Skeleton, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises `ConversionError` if whole numbers or booleans would fill a leaf of real numbers, or the reverse."""
+    for leaf, dtype in model.dtypes.items():
+        real = jnp.issubdtype(dtype, jnp.floating)
+        for move, _ in plan.by_leaf[leaf]:
+            for key in move.keys:
+                found = tensors[match.stored[key]].dtype
+                if bool(jnp.issubdtype(found, jnp.floating)) != bool(real):
+                    raise ConversionError(f"{match.stored[key]} is {found}, but the model keeps it as {dtype}")
+
+
+def placements(
+    part: Part, shapes: Mapping[str, Shape], mesh: jax.sharding.Mesh | None
+) -> dict[str, jax.sharding.Sharding] | None:
+    """{leaf path: sharding} by the model's sharding table and the run's rules; None without a mesh."""
+    if mesh is None:
+        return None
+    leaves = {leaf: jax.ShapeDtypeStruct(shape, jnp.float32) for leaf, shape in shapes.items()}
+    return parallel.shardings(leaves, part.sharding_rules(), parallel.current_rules(), mesh)
+
+
 def leaf_slice(
     plan: Plan,
     match: Match,
@@ -128,25 +151,23 @@ def device_leaf(
     return jax.make_array_from_callback(shape, sharding, piece)
 
 
-def build(
-    part: Part,
-    config: Any,
+def fill(
+    plan: Plan,
+    match: Match,
+    model: Skeleton,
     tensors: Mapping[str, np.ndarray],
     *,
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
 ) -> nnx.Module:
-    """The model of a part, filled from torch tensors one leaf at a time.
+    """The model filled from torch tensors one leaf at a time, in the number formats of the skeleton.
 
     Args:
-      config: the part's configuration; its precision sets the number format of the leaves.
       tensors: {torch key: array}, memory-mapped or in memory.
       shardings: {leaf path: sharding}; without it all leaves go to the first device.
 
     Raises:
-      ConversionError: if keys or shapes do not fit, or an alias differs from what it repeats.
+      ConversionError: if an alias differs from what it repeats.
     """
-    plan, model = plan_for(part, config)
-    match = plan.match({key: array.shape for key, array in tensors.items()})
     check_repeats(tensors, match)
     arrays = {}
     for leaf, dtype in model.dtypes.items():

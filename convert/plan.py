@@ -28,6 +28,18 @@ class ConversionError(InputError):
     """A checkpoint does not fit the model, or cannot be read or written."""
 
 
+class Mismatch(ConversionError):
+    """Keys or shapes of a checkpoint are not those of the model.
+
+    Attributes:
+      count: how many keys are missing, unknown or of wrong shape.
+    """
+
+    def __init__(self, message: str, count: int) -> None:
+        super().__init__(message)
+        self.count = count
+
+
 @dataclass(frozen=True)
 class Move:
     """One use of a rule: whole torch tensors become whole leaves, or one entry of stacked leaves.
@@ -82,7 +94,7 @@ class Plan:
         """Holds the plan against the keys and shapes of a checkpoint.
 
         Raises:
-          ConversionError: one line with the missing, superfluous and wrongly shaped keys.
+          Mismatch: one line with the missing, unknown and wrongly shaped keys.
         """
         dropped, repeated, extra = {}, {}, []
         for key in shapes:
@@ -111,7 +123,8 @@ class Plan:
             if stored[key] != alias and tuple(shapes[alias]) != self.key_shapes[key]
         ]
         if missing or extra or wrong:
-            raise ConversionError(_mismatch(missing, extra, wrong, self.key_shapes, shapes))
+            message = _mismatch(missing, extra, wrong, self.key_shapes, shapes)
+            raise Mismatch(message, len(missing) + len(extra) + len(wrong))
         repeats = {alias: key for alias, key in repeated.items() if stored[key] != alias}
         return Match(stored, dropped, repeats)
 

@@ -1,5 +1,6 @@
 """What can be converted: the model, config, table and licence of each part, and the parts of each system."""
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,12 @@ class Part:
       model: name of the model class.
       config: name of its config class.
       licence: licence of the published weights.
+      folder: where the part lies in a diffusers folder of the whole pipeline.
+      upstream: class names that upstream's `config.json` gives this model.
+      presets: classmethods of the config that make the published sizes.
+      variants: what makes of a config one whose network upstream's `config.json` does not tell apart.
       prefixes: prefixes that some checkpoints put in front of all keys.
+      table_module: dotted name of the module with `table(config)`, by default the file in `convert/tables`.
     """
 
     name: str
@@ -26,6 +32,10 @@ class Part:
     model: str
     config: str
     licence: str
+    folder: str = ""
+    upstream: tuple[str, ...] = ()
+    presets: tuple[str, ...] = ()
+    variants: tuple[Callable[[Any], Any], ...] = ()
     prefixes: tuple[str, ...] = ()
     table_module: str = ""
 
@@ -36,6 +46,18 @@ class Part:
     def config_class(self) -> type:
         """The frozen dataclass of the model's configuration."""
         return getattr(importlib.import_module(self.module), self.config)
+
+    def candidates(self, upstream: Mapping[str, Any] | None) -> list[Any]:
+        """Configs that a checkpoint may have: that of upstream's `config.json`, or else the published sizes.
+
+        The variants of each follow it: FlowRVS changes input or output channels and writes no config.
+        """
+        config = self.config_class()
+        if upstream is not None:
+            bases = [config.from_upstream(upstream)]
+        else:
+            bases = [getattr(config, preset)() for preset in self.presets]
+        return bases + [variant(base) for base in bases for variant in self.variants]
 
     def sharding_rules(self) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
         """The model's table of path pattern -> logical axis names; empty if the model has none."""
@@ -63,6 +85,10 @@ PARTS: Mapping[str, Part] = {
             "WanTransformer",
             "WanTransformerConfig",
             licence="Apache-2.0 (Wan2.1-T2V); FlowRVS weights: as stated where they are published",
+            folder="transformer",
+            upstream=("WanTransformer3DModel",),
+            presets=("t2v_1_3b", "t2v_14b"),
+            variants=(lambda config: config.with_direct_video_injection(),),
         ),
         Part(
             "wan_vae",
@@ -70,6 +96,10 @@ PARTS: Mapping[str, Part] = {
             "WanVAE",
             "WanVAEConfig",
             licence="Apache-2.0 (Wan2.1-T2V); FlowRVS decoder: as stated where it is published",
+            folder="vae",
+            upstream=("AutoencoderKLWan",),
+            presets=("wan2_1",),
+            variants=(lambda config: dataclasses.replace(config, out_channels=1),),
             prefixes=("vae.",),
         ),
         Part(
@@ -78,6 +108,9 @@ PARTS: Mapping[str, Part] = {
             "UMT5Encoder",
             "UMT5Config",
             licence="Apache-2.0 (google/umt5-xxl, as shipped with Wan2.1-T2V)",
+            folder="text_encoder",
+            upstream=("UMT5EncoderModel",),
+            presets=("xxl",),
         ),
     )
 }
