@@ -126,7 +126,7 @@ class Predictor:
         options: SegmentOptions | None = None,
         progress: Progress | None = None,
     ) -> Prediction:
-        """`predict`, writing files while the masks are computed, and a summary `<video>.json` at the end.
+        """`predict`, writing files while the masks are computed, and a summary `<video>.summary.json` at the end.
 
         Raises: as `predict` and `Prediction.save`, before anything is computed where that can be known.
         """
@@ -139,7 +139,7 @@ class Predictor:
             record = prediction.record()
             write_whole(staging, names, record)
             results = list(staging.results)
-            write_summary(staging.path(f"{clip.name}.json"), record, results)
+            write_summary(staging.path(f"{clip.name}.summary.json"), record, results)
         return prediction
 
     def _run(

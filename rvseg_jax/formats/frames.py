@@ -66,7 +66,8 @@ def write_frames(folder: Path, images: Iterable[np.ndarray], *, suffix: str = ".
     paths = []
     for index, image in enumerate(images):
         paths.append(folder / f"{index:05d}{suffix}")
-        Image.fromarray(image).save(paths[-1], **({"quality": 95} if suffix in (".jpg", ".jpeg") else {}))
+        # Quality is for JPEG; the other writers pass over it.
+        Image.fromarray(image).save(paths[-1], quality=95)
     return paths
 
 

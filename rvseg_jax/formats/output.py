@@ -20,7 +20,7 @@ FORMATS = {
     "davis": "davis/{video}",
     "rle": "{video}.rle.json",
     "npz": "{video}.npz",
-    "overlay": "{video}.mp4",
+    "overlay": "{video}.overlay.mp4",
 }
 
 

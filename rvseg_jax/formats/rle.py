@@ -145,9 +145,7 @@ def decompress(counts: str | bytes) -> np.ndarray:
     try:
         raw = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"RLE counts hold {counts[error.start]!r} at {error.start}, which is not ASCII"
-        ) from None
+        raise InputError(f"RLE counts hold {counts[error.start]!r} at {error.start}, which is not ASCII") from None
     digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
     if not digits.size:
         raise InputError("RLE counts are an empty string")

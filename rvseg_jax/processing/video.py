@@ -114,7 +114,7 @@ class FileVideo(Video):
                 raise InputError(_unreadable(self.path, index, error.strerror)) from None
 
     def _frame(self, picture: av.VideoFrame, index: int) -> Frame:
-        image = picture.to_ndarray(format="rgb24")
+        image: np.ndarray = picture.to_ndarray(format="rgb24")
         # The display matrix turns counterclockwise, as rot90 does.
         image = np.ascontiguousarray(np.rot90(image, round(picture.rotation / 90)))
         if picture.pts is None or picture.time_base is None:
@@ -173,9 +173,7 @@ class IteratorVideo(Video):
     Shapes: each frame [H, W, 3], uint8 RGB.
     """
 
-    def __init__(
-        self, frames: Iterable[np.ndarray], rate: Fraction = DEFAULT_RATE, name: str = "clip"
-    ) -> None:
+    def __init__(self, frames: Iterable[np.ndarray], rate: Fraction = DEFAULT_RATE, name: str = "clip") -> None:
         super().__init__()
         self.name = name
         self.rate = rate

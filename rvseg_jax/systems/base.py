@@ -99,7 +99,7 @@ def module(name: str) -> SystemModule:
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names())}"
         raise InputError(f"no system is called {name!r}; {hint}")
     found = _MODULES[name]
-    return importlib.import_module(found) if isinstance(found, str) else found  # type: ignore[return-value]
+    return importlib.import_module(found) if isinstance(found, str) else found
 
 
 def register(name: str, system: str | SystemModule) -> None:

@@ -12,11 +12,7 @@ from rvseg_jax.formats import rle
 
 def _masks() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    masks = [
-        rng.random((h, w)) < p
-        for h, w in [(1, 1), (1, 9), (9, 1), (7, 13), (64, 48)]
-        for p in (0.1, 0.5, 0.95)
-    ]
+    masks = [rng.random((h, w)) < p for h, w in [(1, 1), (1, 9), (9, 1), (7, 13), (64, 48)] for p in (0.1, 0.5, 0.95)]
     masks += [np.zeros((5, 6), bool), np.ones((5, 6), bool)]
     blob = np.zeros((480, 854), bool)
     blob[100:300, 200:700] = True  # long runs: several groups of five bits, and negative differences
@@ -84,9 +80,7 @@ def test_what_cannot_be_encoded_is_refused(bad):
 
 
 def test_real_coco_instances(shared_data):
-    results = json.loads(
-        (shared_data / "coco_rle" / "instances_val2014_fakesegm100_results.json").read_text()
-    )
+    results = json.loads((shared_data / "coco_rle" / "instances_val2014_fakesegm100_results.json").read_text())
     assert len(results) > 700
     for result in results[::7]:
         segmentation = result["segmentation"]

@@ -1,0 +1,146 @@
+"""`rvseg predict`: a clip and sentences in, mask files and an overlay video out."""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rvseg_jax.core.errors import InputError
+
+if TYPE_CHECKING:
+    from rvseg_jax.api import Prediction
+    from rvseg_jax.processing.video import Video
+    from rvseg_jax.systems.base import SegmentOptions
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+DTYPES = ("float32", "bfloat16", "mixed", "parity")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `rvseg predict`."""
+    parser.add_argument("input", metavar="INPUT", type=Path, help="a video file, an image, or a folder of frames")
+    parser.add_argument("text", metavar="TEXT", nargs="*", help="what to segment; several sentences give several masks")
+    parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--system", default="flowrvs", help="which system (see `rvseg describe`); default %(default)s")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="converted checkpoint folder (`rvseg convert`); default: bundled tiny weights"
+    )
+    parser.add_argument(
+        "--format",
+        action="append",
+        metavar="NAME",
+        help="mevis (default), davis, rle, npz, overlay; may be given several times",
+    )
+    parser.add_argument("--no-overlay", action="store_true", help="write no overlay video")
+    parser.add_argument("--dtype", choices=DTYPES, help="precision; default: the system's own for this device")
+    parser.add_argument("--threshold", type=float, help="mask probability above which a pixel counts, 0..1")
+    parser.add_argument(
+        "--max-memory", metavar="SIZE", help="bytes for activations, such as 4GB; longer clips run in windows"
+    )
+    parser.add_argument("--whole-clip", action="store_true", help="never cut a clip into windows, as upstream does")
+    parser.add_argument("--fps", type=float, help="frame rate of a frame folder; default 24")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `rvseg predict` and return its exit code."""
+    from rvseg_jax.api import check_texts
+    from rvseg_jax.formats.output import check_formats
+    from rvseg_jax.formats.staging import check_writable
+    from rvseg_jax.processing.video import open_video
+    from rvseg_jax.systems.base import SegmentOptions
+
+    # All that can be wrong with the request is found before weights are loaded.
+    texts = check_texts(args.text)
+    formats = _formats(args.format, overlay=not args.no_overlay)
+    check_formats(formats)
+    if args.threshold is not None and not 0 < args.threshold < 1:
+        raise InputError(f"--threshold {args.threshold} is not between 0 and 1")
+    if args.whole_clip and args.max_memory:
+        raise InputError("--whole-clip and --max-memory exclude each other; give one")
+    options = SegmentOptions(
+        max_memory=parse_bytes(args.max_memory) if args.max_memory else None,
+        whole_clip=args.whole_clip,
+        threshold=args.threshold,
+    )
+    video = open_video(args.input, rate=args.fps)
+    check_writable(args.output)
+    prediction = predict_and_write(
+        video,
+        texts,
+        args.output,
+        formats=formats,
+        options=options,
+        system=args.system,
+        checkpoint=args.checkpoint,
+        dtype=args.dtype,
+    )
+    summary = read_summary(args.output, prediction)
+    if args.json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+    else:
+        print_summary(summary, args.output)
+    return 0
+
+
+def predict_and_write(
+    video: "Video",
+    texts: tuple[str, ...],
+    output: Path,
+    *,
+    formats: list[str],
+    options: "SegmentOptions",
+    system: str,
+    checkpoint: Path | None,
+    dtype: str | None,
+) -> "Prediction":
+    """Load the system, write its results for a clip into a folder, and return them."""
+    from rvseg_jax import api
+    from rvseg_jax.cli.progress import progress_bar
+
+    predictor = api.load(system, checkpoint, dtype=dtype)
+    if checkpoint is None:
+        print(
+            f"rvseg: no --checkpoint given: using the tiny {system} model that comes with the library, which was "
+            "trained on moving shapes; see docs/quickstart.md for the published weights",
+            file=sys.stderr,
+        )
+    with progress_bar() as progress:
+        return predictor.predict_to(output, video, texts, formats=formats, options=options, progress=progress)
+
+
+def read_summary(output: Path, prediction: "Prediction") -> dict[str, Any]:
+    """What `Predictor.predict_to` wrote about a prediction beside its masks."""
+    return json.loads((output / f"{prediction.video}.summary.json").read_text(encoding="utf-8"))
+
+
+def print_summary(summary: dict[str, Any], output: Path) -> None:
+    """One line a sentence, then the files."""
+    for sentence in summary["sentences"]:
+        print(
+            f"{sentence['text']!r}: {sentence['status']}, score {sentence['score']:.2f}, "
+            f"a mask in {sentence['frames_with_mask']} of {summary['frames']} frames"
+        )
+    print(f"written to {output}: {', '.join([*summary['files'], summary['video'] + '.summary.json'])}")
+
+
+def parse_bytes(text: str) -> int:
+    """A size such as "4GB", "500 MB" or "3.5GiB" in bytes.
+
+    Raises: InputError for anything else.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", text.upper())
+    if not match or not float(match[1]):
+        raise InputError(f"{text!r} is not a size; write it like 4GB, 500MB or 3.5GiB")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def _formats(chosen: list[str] | None, *, overlay: bool) -> list[str]:
+    formats = list(chosen or ["mevis"])
+    if overlay and "overlay" not in formats:
+        formats.append("overlay")
+    if not overlay and "overlay" in formats:
+        raise InputError("--no-overlay and --format overlay exclude each other; give one")
+    return formats

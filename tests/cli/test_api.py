@@ -1,0 +1,120 @@
+"""The Python API: load, predict, and what a prediction offers."""
+
+import json
+import subprocess
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+import rvseg_jax as rv
+from rvseg_jax.core.errors import InputError
+from rvseg_jax.formats import npz
+from rvseg_jax.systems import base
+
+
+def _clip():
+    frames = np.zeros((7, 10, 13, 3), np.uint8)
+    for index, frame in enumerate(frames):
+        frame[2:5, index : index + 4] = (250, 20, 20)
+    return frames
+
+
+@pytest.fixture
+def model(red_things):
+    return rv.load("red_things")
+
+
+def test_predict_array(model):
+    out = model.predict(_clip(), "the red one", rate=10)
+    assert out.masks.shape == (1, 7, 10, 13)
+    assert out.masks.dtype == bool
+    np.testing.assert_array_equal(out.masks[0], _clip()[..., 0] > 0)
+    assert (out.text, out.status, out.rate) == (("the red one",), ("ok",), 10)
+    assert out.scores.tolist() == [pytest.approx(0.9)]
+    assert out.names == tuple(f"{i:05d}" for i in range(7))
+    np.testing.assert_array_equal(out.frame_masks(3), out.masks[:, 3])
+    assert json.loads(json.dumps(out.record()))["rate"] == "10"
+
+
+def test_predict_iterator_and_several_sentences(model):
+    out = model.predict(iter(_clip()), ["red", "absent"])
+    assert out.masks.shape == (2, 7, 10, 13)
+    assert out.masks[0].any()
+    assert not out.masks[1].any()
+    assert out.status == ("ok", "no_target")
+
+
+def test_save(model, tmp_path):
+    out = model.predict(_clip(), ["red", "absent"], rate=Fraction(25, 2))
+    written = out.save(tmp_path / "out", format=["npz", "overlay", "davis"])
+    assert [path.name for path in written] == ["clip.overlay.mp4", "clip", "clip.npz"]
+    assert all(path.exists() for path in written)
+    np.testing.assert_array_equal(npz.read(tmp_path / "out" / "clip.npz")["masks"], out.masks)
+    assert out.save(tmp_path / "out") == [tmp_path / "out" / "mevis" / "clip"]
+
+
+def test_an_overlay_of_an_iterator_is_refused(model, tmp_path):
+    out = model.predict(iter(_clip()), "red")
+    with pytest.raises(InputError, match="once more"):
+        out.save(tmp_path / "out", format="overlay")
+    with pytest.raises(InputError, match="once more"):
+        model.predict_to(tmp_path / "out", iter(_clip()), "red")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "empty"), ([], "no sentence"), (["red", 7], "int")])
+def test_texts_are_checked(model, text, message):
+    with pytest.raises(InputError, match=message):
+        model.predict(_clip(), text)
+
+
+def _system(chunks, verdicts=1):
+    def segment(video, texts, *, options=None, progress=None):
+        list(video)
+        for start, shape in chunks:
+            yield base.MaskChunk(start, np.zeros(shape, bool))
+        return [base.Verdict("ok", 1.0)] * verdicts
+
+    return rv.Predictor(type("Odd", (), {"name": "odd", "max_tokens": 9, "token_count": len, "segment": segment}))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "verdicts"),
+    [
+        ([(0, (1, 6, 10, 13))], 1),  # a frame is missing
+        ([(0, (1, 3, 10, 13)), (4, (1, 3, 10, 13))], 1),  # a frame is left out
+        ([(0, (1, 7, 10, 12))], 1),  # another size
+        ([(0, (2, 7, 10, 13))], 1),  # another number of sentences
+        ([(0, (1, 7, 10, 13))], 2),
+    ],
+)
+def test_a_system_that_drops_frames_is_caught(chunks, verdicts):
+    model = _system(chunks, verdicts)
+    model.system.token_count = lambda text: 1
+    with pytest.raises(RuntimeError, match="odd gave masks"):
+        model.predict(_clip(), "red")
+
+
+def test_list_and_describe(red_things):
+    assert "flowrvs" in rv.list_systems()
+    assert rv.describe("red_things")["parts"]["eye"]["licence"] == "MIT"
+    with pytest.raises(InputError, match="did you mean flowrvs"):
+        rv.describe("flowrv")
+    with pytest.raises(InputError, match="registered already"):
+        base.register("flowrvs", "somewhere")
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        rv.nothing  # noqa: B018
+
+
+def test_import_adds_little_to_jax_and_flax():
+    code = (
+        "import jax, flax.nnx, time; start = time.perf_counter(); import rvseg_jax;"
+        "print(time.perf_counter() - start); rvseg_jax.load; print(time.perf_counter() - start)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    bare, used = map(float, run.stdout.split())
+    # The promise is 0.3 s on an idle machine; tests share two cores.
+    assert bare < 0.3
+    assert used < 1.5
