@@ -1,6 +1,6 @@
 """Mesh shapes by name: `config.mesh.update(meshes.FSDP)`.
 
-Axes are those of `rvseg_jax.training.config.MeshConfig`; -1 takes the devices that are left. Models up to 3
+Axes are those of `rvseg_jax.parallel.mesh.MeshShape`; -1 takes the devices that are left. Models up to 3
 billion trained parameters want fsdp alone; language models of 7 billion and more add tensor 4; long video
 adds seq 4.
 """

@@ -7,6 +7,14 @@ ROOT = "rvseg_jax"
 _seen: set[tuple[str, str]] = set()
 
 
+class _StderrHandler(logging.StreamHandler):
+    """Writes to whatever `sys.stderr` is at the time, so that progress bars and tests can stand in for it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def setup(level: int | str = logging.INFO, *, process_index: int = 0) -> None:
     """Sends the library's messages to stderr from process 0; other processes report errors only.
 
@@ -19,9 +27,8 @@ def setup(level: int | str = logging.INFO, *, process_index: int = 0) -> None:
     """
     logger = logging.getLogger(ROOT)
     logger.setLevel(level if process_index == 0 else logging.ERROR)
-    if not any(getattr(handler, "rvseg_jax_handler", False) for handler in logger.handlers):
-        handler = logging.StreamHandler(sys.stderr)
-        handler.rvseg_jax_handler = True  # type: ignore[attr-defined]
+    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+        handler = _StderrHandler()
         line = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
         handler.setFormatter(logging.Formatter(line, "%H:%M:%S"))
         logger.addHandler(handler)

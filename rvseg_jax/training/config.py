@@ -13,24 +13,8 @@ from ml_collections import ConfigDict
 from rvseg_jax.core import config as configs
 from rvseg_jax.core.config import ConfigError
 from rvseg_jax.core.precision import Precision, by_name
+from rvseg_jax.parallel.mesh import MeshShape
 from rvseg_jax.training.tasks import task_class
-
-
-@dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each mesh axis; at most one axis is -1 and takes the devices that are left.
-
-    Attributes:
-      data: replicas of the parameters; put the slow links between hosts here.
-      fsdp: shards of parameters, optimizer state and batch.
-      seq: shards of the token axis, for long video.
-      tensor: shards of heads and hidden units.
-    """
-
-    data: int = 1
-    fsdp: int = -1
-    seq: int = 1
-    tensor: int = 1
 
 
 @dataclass(frozen=True)
@@ -166,6 +150,7 @@ class RunConfig:
       seed: seed of initialisation, noise and data order.
       steps: optimizer steps of the whole run, resumed parts included.
       batch_size: samples per step over all devices and processes.
+      mesh: devices along each mesh axis.
       precision: "float32", "mixed" (float32 parameters, bfloat16 compute), "bfloat16" or "parity".
     """
 
@@ -174,7 +159,7 @@ class RunConfig:
     steps: int = 1000
     batch_size: int = 8
     precision: Literal["parity", "float32", "bfloat16", "mixed"] = "float32"
-    mesh: MeshConfig = field(default_factory=MeshConfig)
+    mesh: MeshShape = field(default_factory=MeshShape)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)

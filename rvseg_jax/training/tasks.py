@@ -102,7 +102,8 @@ class Task(Protocol):
     def source(self, split: str) -> Any:
         """Random-access source of one split ("train" or "validation") with `__len__` and `__getitem__`.
 
-        It is pickled for worker processes: keep paths and numbers in it, no open files, no jax.
+        It is pickled for worker processes: keep paths and numbers in it, no open files, no jax. Its `repr` names
+        the data, the same in every process (a frozen dataclass has that): a run resumes only on the same data.
         """
         ...
 
@@ -117,13 +118,16 @@ class Task(Protocol):
 
 @runtime_checkable
 class HasPretrained(Protocol):
-    """A task that can start from given weights; `restore_pretrained` is called once, on a new run only."""
+    """A task that can start from given weights."""
 
     def restore_pretrained(self, target: Params) -> Params:
         """Leaves that are loaded rather than initialised.
 
+        Called when a run is new, and when it resumes from a checkpoint without its frozen parameters.
+
         Args:
-          target: `jax.ShapeDtypeStruct` with shape, dtype and sharding for every leaf of `init`.
+          target: `jax.ShapeDtypeStruct` with shape, dtype and sharding for the leaves that are wanted: all of
+            `init` in a new run, the frozen ones in a resumed one.
 
         Returns:
           A sub-tree of `target` with arrays of those shapes, dtypes and shardings; `{}` loads nothing.

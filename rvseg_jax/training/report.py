@@ -1,0 +1,150 @@
+"""What a run says while it trains: `metrics.jsonl`, TensorBoard, and a bar or lines for the person watching."""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from rvseg_jax.core.logging import get_logger
+
+METRICS = "metrics.jsonl"
+_logger = get_logger(__name__)
+
+
+class Report:
+    """Rows of metrics of one run. Processes other than the first make one that writes nothing."""
+
+    def __init__(self, workdir: str | Path, *, start: int, steps: int, tensorboard: bool, writes: bool = True) -> None:
+        """Opens the files of `workdir`, forgetting rows past `start` that an interrupted run left.
+
+        Args:
+          workdir: the run's folder.
+          start: steps done so far.
+          steps: steps of the whole run.
+          tensorboard: whether to write TensorBoard events beside `metrics.jsonl`.
+          writes: whether this process writes at all.
+        """
+        self._steps = steps
+        self._bar: Any = None
+        self._events: Any = None
+        self._file: Any = None
+        if not writes:
+            return
+        path = epath.Path(workdir) / METRICS
+        trim(path, start)
+        self._file = path.open("a")
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            folder = os.fspath(epath.Path(workdir) / "tensorboard")
+            self._events = SummaryWriter(folder, purge_step=start + 1)
+        if sys.stderr.isatty():
+            self._bar = _progress_bar()
+            self._bar.start()
+            self._task = self._bar.add_task("train", total=steps, completed=start, loss="")
+
+    def row(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one row; a row is one line, so that a reader sees it whole or not at all."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+        if self._bar is None:
+            text = " ".join(f"{name} {value:.4g}" for name, value in values.items())
+            _logger.info("step %d/%d %s", step, self._steps, text)
+
+    def progress(self, step: int, loss: float) -> None:
+        """Moves the bar, where there is one."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, loss=f"loss {loss:.4g}")
+
+    def close(self) -> None:
+        """Ends the bar and closes the files."""
+        if self._bar is not None:
+            self._bar.stop()
+        if self._events is not None:
+            self._events.close()
+        if self._file is not None:
+            self._file.close()
+
+
+class Meter:
+    """Speed since the last reading: samples a second, and the share of time spent waiting for data."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was counted; the clock starts now."""
+        self._since = time.perf_counter()
+        self._steps = 0
+        self._waited = 0.0
+
+    def wait(self, seconds: float) -> None:
+        """Counts time spent waiting for a batch."""
+        self._waited += seconds
+
+    def step(self) -> None:
+        """Counts a finished step."""
+        self._steps += 1
+
+    def read(self) -> dict[str, float]:
+        """{"samples_per_second", "data_wait" in 0..1}, and restarts."""
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        rate = self._steps * self._batch_size / seconds
+        values = {"samples_per_second": rate, "data_wait": min(1.0, self._waited / seconds)}
+        self.restart()
+        return values
+
+
+def memory_gib() -> float:
+    """Peak memory in GiB: of the fullest local device, or of this process where devices do not tell (CPU)."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peak = max(stat.get("peak_bytes_in_use", 0) for stat in stats)
+    if not peak:
+        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak / 2**30
+
+
+def trim(path: epath.Path, step: int) -> None:
+    """Drops the rows of a metrics file that are past `step` or cut off; the file is replaced at once or not at all."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if (row := _row(line)) and row["step"] <= step]
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.write_text("".join(f"{line}\n" for line in kept))
+    fresh.replace(path)
+
+
+def read_rows(workdir: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run's `metrics.jsonl`, a cut-off last line left out."""
+    lines = (epath.Path(workdir) / METRICS).read_text().splitlines()
+    return [row for line in lines if (row := _row(line))]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) and "step" in row else None
+
+
+def _progress_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
