@@ -1,4 +1,4 @@
-"""Where samples come from: the protocol of a source, the sample type, and folders of frames."""
+"""Where samples come from: the protocol of a source, the types of samples, and folders of frames."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
-from PIL import Image
+
+from rvseg_jax.core.errors import InputError
+from rvseg_jax.formats.frames import IMAGE_SUFFIXES, image_size, list_frames, read_image
+from rvseg_jax.formats.mevis import Track, union
 
 T_co = TypeVar("T_co", covariant=True)
-
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class Source(Protocol[T_co]):
@@ -56,37 +57,34 @@ class FrameFolder:
 
         Args:
           folder: holds one image file a frame.
-          names: file names without suffix, in order; None takes every image file, sorted by name.
+          names: file names without suffix, in order; None takes every image, in natural order of the names.
 
-        Raises:
-          FileNotFoundError: where the folder or the file of a name is missing, naming it.
-          ValueError: where there is no frame at all.
+        Raises: InputError where the folder or the file of a name is missing, naming it, or nothing is there.
         """
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"no folder of frames at {self.folder}")
-        files: dict[str, Path] = {}
-        for path in sorted(self.folder.iterdir()):
-            if path.suffix.lower() in FRAME_SUFFIXES:
-                files.setdefault(path.stem, path)
-        self.names = tuple(files) if names is None else tuple(names)
-        missing = [name for name in self.names if name not in files]
-        if missing:
-            raise FileNotFoundError(
-                f"{self.folder} lacks frame {missing[0]}.jpg (or .png)"
-                + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-            )
-        if not self.names:
-            raise ValueError(f"{self.folder} holds no image with suffix {', '.join(FRAME_SUFFIXES)}")
-        self._paths = [files[name] for name in self.names]
+            raise InputError(f"{self.folder} is missing; it should hold one image a frame")
+        if names is None:
+            self._paths = list_frames(self.folder)
+        else:
+            self._paths = [self._file(name) for name in names]
+            if not self._paths:
+                raise InputError(f"no frames of {self.folder} are listed")
+        self.names = tuple(path.stem for path in self._paths)
+
+    def _file(self, name: str) -> Path:
+        for suffix in IMAGE_SUFFIXES:
+            path = self.folder / f"{name}{suffix}"
+            if path.is_file():
+                return path
+        raise InputError(f"{self.folder / name}.jpg is missing (or .png)")
 
     def __len__(self) -> int:
         return len(self.names)
 
     def size(self) -> tuple[int, int]:
-        """(H, W) of the first frame in pixels, read from its header."""
-        with Image.open(self._paths[0]) as image:
-            return image.height, image.width
+        """(H, W) of the frames in pixels, from the header of the first."""
+        return image_size(self._paths[0])
 
     def read(self, indices: Iterable[int] | None = None) -> np.ndarray:
         """Decodes frames.
@@ -97,18 +95,67 @@ class FrameFolder:
         Returns:
           uint8 [T, H, W, 3], RGB.
 
-        Raises:
-          ValueError: for a file that cannot be decoded, or frames of different sizes, naming the file.
+        Raises: InputError for a file that cannot be decoded, or frames of different sizes, naming the file.
         """
         frames: list[np.ndarray] = []
         for index in range(len(self)) if indices is None else indices:
-            path = self._paths[index]
-            try:
-                with Image.open(path) as image:
-                    frame = np.asarray(image.convert("RGB"))
-            except OSError as error:
-                raise ValueError(f"cannot decode {path}: {error}") from error
+            frame = read_image(self._paths[index])
             if frames and frame.shape != frames[0].shape:
-                raise ValueError(f"{path} is {frame.shape[:2]} pixels, the frames before it {frames[0].shape[:2]}")
+                raise InputError(
+                    f"{self._paths[index]} has size {frame.shape[:2]}, the frames before it {frames[0].shape[:2]}"
+                )
             frames.append(frame)
         return np.stack(frames)
+
+
+@dataclass(frozen=True, eq=False)
+class ReferringVideo:
+    """A video and a sentence, nothing decoded yet.
+
+    Attributes:
+      video: name of the video.
+      expression: id of the sentence within the video.
+      text: the sentence.
+      frames: the video's frames.
+      tracks: mask tracks of what the sentence names, run-length coded; None where the truth is withheld.
+      anchor: the frame around which a training clip is to be drawn.
+    """
+
+    video: str
+    expression: str
+    text: str
+    frames: FrameFolder
+    tracks: Sequence[Track] | None
+    anchor: int = 0
+
+    @property
+    def name(self) -> str:
+        """`video/expression`, for messages and file names."""
+        return f"{self.video}/{self.expression}"
+
+    def masks(self, indices: Iterable[int] | None = None) -> np.ndarray:
+        """Union of the masks of the named objects.
+
+        Shapes: result [T, H, W], bool, of the frames at `indices`, or of all.
+        Raises: InputError where the truth is withheld.
+        """
+        if self.tracks is None:
+            raise InputError(f"the masks of {self.name} are not public; use a split that has them")
+        places = range(len(self.frames)) if indices is None else indices
+        return union(self.tracks, places, self.frames.size(), self.name)
+
+    def sample(self, indices: Iterable[int] | None = None) -> ReferringSample:
+        """Decodes the frames at `indices`, or all, and their masks.
+
+        Raises: InputError as `masks` and `FrameFolder.read`.
+        """
+        places = list(range(len(self.frames)) if indices is None else indices)
+        return ReferringSample(
+            frames=self.frames.read(places),
+            masks=self.masks(places),
+            text=self.text,
+            video=self.video,
+            expression=self.expression,
+            frame_names=tuple(self.frames.names[place] for place in places),
+            kind="",
+        )

@@ -2,6 +2,7 @@
 
 from rvseg_jax.input_pipeline.datasets.moving_shapes.dataset import (
     KINDS,
+    KindWeights,
     MovingShapes,
     MovingShapesConfig,
     MovingShapesSample,
@@ -10,14 +11,18 @@ from rvseg_jax.input_pipeline.datasets.moving_shapes.dataset import (
     sample_hash,
 )
 from rvseg_jax.input_pipeline.datasets.moving_shapes.grammar import vocabulary
+from rvseg_jax.input_pipeline.datasets.moving_shapes.writers import to_mevis, to_ref_davis
 
 __all__ = [
     "KINDS",
+    "KindWeights",
     "MovingShapes",
     "MovingShapesConfig",
     "MovingShapesSample",
     "held_out",
     "list_hash",
     "sample_hash",
+    "to_mevis",
+    "to_ref_davis",
     "vocabulary",
 ]

@@ -113,10 +113,10 @@ def _prove(kind: str, plan: Plan, scene: Scene, absent: bool, draws: Draws) -> C
             return None
         meaning, other, targets, others = draws.choice(empty), meaning, frozenset(), targets
     else:
-        others = evaluate(other, facts) if other is not None else None
+        others = (evaluate(other, facts) if other is not None else None) or frozenset()
         if other is None or not others:
             other, others = _describe_another(facts, targets, least, draws)
-        if other is None or others is None:
+        if other is None:
             return None
     return Composition(scene, facts, stamps, amodal, visible, kind, meaning, targets, other, others)
 

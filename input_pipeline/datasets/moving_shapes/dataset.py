@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from rvseg_jax.input_pipeline.datasets.moving_shapes import motion, render, scene
@@ -20,6 +21,27 @@ HELD_OUT_ABSENT_LENGTH = 128
 
 
 @dataclass(frozen=True)
+class KindWeights:
+    """How often each kind of sentence comes, up to a common factor; 0 leaves it out.
+
+    Attributes:
+      attribute: "the small red circle".
+      relation: "the square to the left of the blue star".
+      motion: "the green square moving up", beside one that moves otherwise.
+      several: "the two red shapes".
+    """
+
+    attribute: float = 0.3
+    relation: float = 0.25
+    motion: float = 0.3
+    several: float = 0.15
+
+    def positive(self) -> dict[str, float]:
+        """The kinds that are in use, with their weights."""
+        return {kind: getattr(self, kind) for kind in KINDS if getattr(self, kind) > 0}
+
+
+@dataclass(frozen=True)
 class MovingShapesConfig:
     """What the clips are like.
 
@@ -27,7 +49,7 @@ class MovingShapesConfig:
       size: (H, W) in pixels; at least 48 on each side.
       frames: frames a clip; at least 5 where motion is named, 1 gives still images.
       objects: least and most objects of a clip.
-      kinds: weight of each kind of sentence, for the splits "train" and "valid".
+      kinds: weight of each kind of sentence; the held-out splits take those in use in turn.
       absent: share of sentences that name nothing in the clip, for the splits "train" and "valid".
       pan: share of clips whose camera pans, 0..1.
       shapes, colours, textures, motions: the values in use.
@@ -41,23 +63,21 @@ class MovingShapesConfig:
     size: tuple[int, int] = (96, 96)
     frames: int = 9
     objects: tuple[int, int] = (3, 5)
-    kinds: Mapping[str, float] = field(
-        default_factory=lambda: {"attribute": 0.3, "relation": 0.25, "motion": 0.3, "several": 0.15}
-    )
+    kinds: KindWeights = KindWeights()
     absent: float = 0.12
     pan: float = 0.5
-    shapes: Sequence[str] = scene.SHAPES
-    colours: Sequence[str] = tuple(scene.COLOURS)
-    textures: Sequence[str] = scene.TEXTURES
-    motions: Sequence[str] = motion.MOTIONS
+    shapes: tuple[str, ...] = scene.SHAPES
+    colours: tuple[str, ...] = tuple(scene.COLOURS)
+    textures: tuple[str, ...] = scene.TEXTURES
+    motions: tuple[str, ...] = motion.MOTIONS
     with_flow: bool = False
     seed: int = 0
-    split: str = "train"
+    split: Literal["train", "valid", "held_out", "held_out_absent"] = "train"
     length: int = 1_000_000
 
     def __post_init__(self) -> None:
         known = {
-            "kinds": (self.kinds, KINDS),
+            "kinds": (tuple(self.kinds.positive()), KINDS),
             "shapes": (self.shapes, scene.SHAPES),
             "colours": (self.colours, tuple(scene.COLOURS)),
             "textures": (self.textures, scene.TEXTURES),
@@ -73,11 +93,15 @@ class MovingShapesConfig:
         low, high = self.objects
         if not 3 <= low <= high <= 6:
             raise ValueError(f"objects {self.objects}: give a range within 3 to 6, target, look-alike and others")
-        if self.frames < motion.MIN_FRAMES and (self.kinds.get("motion") or self.frames < 1):
+        if self.frames < motion.MIN_FRAMES and (self.kinds.motion > 0 or self.frames < 1):
             raise ValueError(
                 f"{self.frames} frames do not show a motion: give at least {motion.MIN_FRAMES}, "
                 "or set the weight of kind 'motion' to 0"
             )
+        if self.kinds.motion > 0 and all(
+            one == other or motion.confusable(one, other) for one in self.motions for other in self.motions
+        ):
+            raise ValueError(f"motions {self.motions} hold no two that can be told apart: add one, or weigh motion 0")
         if not (0 <= self.absent <= 1 and 0 <= self.pan <= 1):
             raise ValueError(f"absent {self.absent} and pan {self.pan} are shares from 0 to 1")
         if self.seed < 0 or self.length < 1:
@@ -125,7 +149,11 @@ class MovingShapesSample(ReferringSample):
     @property
     def other_masks(self) -> np.ndarray:
         """bool [T, H, W], union of the objects that `other_text` names."""
-        return self.object_masks[list(self.other_ids)].any(axis=0)
+        return _union(self.object_masks, self.other_ids)
+
+
+def _union(object_masks: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+    return np.logical_or.reduce(object_masks[list(ids)], axis=0)
 
 
 class MovingShapes:
@@ -168,11 +196,11 @@ class MovingShapes:
         return self._sample(index, absent, found, draws)
 
     def _kind(self, index: int, draws: Draws) -> tuple[str, bool]:
-        kinds = [kind for kind in KINDS if self.config.kinds.get(kind)]
+        kinds = tuple(self.config.kinds.positive())
         if self.config.split.startswith("held_out"):
             return kinds[index % len(kinds)], self.config.split == "held_out_absent"
         absent = draws.below(10_000) < round(self.config.absent * 10_000)
-        return draws.weighted(self.config.kinds), absent
+        return draws.weighted(self.config.kinds.positive()), absent
 
     def _sample(self, index: int, absent: bool, found: Composition, draws: Draws) -> MovingShapesSample:
         variant = draws.below(4)
@@ -180,7 +208,7 @@ class MovingShapes:
         targets = tuple(sorted(found.targets))
         return MovingShapesSample(
             frames=frames,
-            masks=found.visible[list(targets)].any(axis=0),
+            masks=_union(found.visible, targets),
             text=wording(found.meaning, variant),
             video=f"{self.config.split}_{index:06d}",
             expression="0",

@@ -229,7 +229,7 @@ def boxes(masks: np.ndarray) -> np.ndarray:
     """
     out = np.zeros((*masks.shape[:-2], 4), np.int32)
     for axis, place in ((-2, 0), (-1, 1)):  # any over rows leaves columns: x; any over columns leaves rows: y
-        line = masks.any(axis=axis)
+        line = np.asarray(masks.any(axis=axis))
         out[..., place] = line.argmax(axis=-1)
         out[..., place + 2] = np.where(line.any(axis=-1), line.shape[-1] - line[..., ::-1].argmax(axis=-1), 0)
     return out

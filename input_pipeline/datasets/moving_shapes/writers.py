@@ -1,0 +1,80 @@
+"""Writes clips in the layouts of the benchmarks, so that loaders and evaluators run on known truth."""
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from rvseg_jax.input_pipeline.datasets.moving_shapes.dataset import MovingShapes, MovingShapesSample
+from rvseg_jax.input_pipeline.datasets.moving_shapes.grammar import Meaning, descriptions, wording
+
+from rvseg_jax.formats import mevis, ref_davis
+from rvseg_jax.formats.davis import label_map
+from rvseg_jax.formats.meta_expressions import Expression
+
+_SPREAD = 5  # every fifth description of an object is taken, so that its sentences differ in more than a word
+
+
+def to_mevis(
+    folder: str | Path, source: MovingShapes, indices: Iterable[int] | None = None, *, with_masks: bool = True
+) -> int:
+    """Writes clips as a split of MeViS, each with its two sentences.
+
+    Args:
+      folder: of the split, such as `mevis/valid_u`.
+      source: the clips.
+      indices: which; None takes a whole split.
+      with_masks: False withholds the truth, as MeViS's split `valid` does.
+
+    Returns:
+      The number of sentences.
+    """
+    writer = mevis.SplitWriter(Path(folder), with_masks=with_masks)
+    count = 0
+    for index in range(len(source)) if indices is None else indices:
+        sample = source[index]
+        expressions = {
+            "0": Expression(sample.text, sample.target_ids),
+            "1": Expression(sample.other_text, sample.other_ids),
+        }
+        writer.add(sample.video, sample.frame_names, sample.frames, sample.object_masks, expressions)
+        count += len(expressions)
+    writer.close()
+    return count
+
+
+def to_ref_davis(
+    root: str | Path, source: MovingShapes, indices: Iterable[int] | None = None, *, split: str = "valid"
+) -> int:
+    """Writes clips as a split of Ref-DAVIS17, with four sentences for each object that one can describe.
+
+    Objects that no sentence singles out become background, as things that DAVIS does not annotate.
+
+    Args:
+      root: of the dataset.
+      source: the clips.
+      indices: which; None takes a whole split.
+      split: "train" or "valid".
+
+    Returns:
+      The number of sentences.
+    """
+    writer = ref_davis.SplitWriter(Path(root), split)
+    count = 0
+    for index in range(len(source)) if indices is None else indices:
+        sample = source[index]
+        described = {i: _sentences(sample, i) for i in range(len(sample.object_masks))}
+        kept = [i for i, sentences in described.items() if sentences]
+        labels = np.stack([label_map(masks) for masks in np.moveaxis(sample.object_masks[kept], 1, 0)])
+        writer.add(sample.video, sample.frame_names, sample.frames, labels, [described[i] for i in kept])
+        count += len(kept) * ref_davis.ANNOTATORS
+    writer.close()
+    return count
+
+
+def _sentences(sample: MovingShapesSample, target: int) -> list[str]:
+    """Four sentences that name one object alone, repeated where there are fewer; none where there is none."""
+    wanted = ref_davis.ANNOTATORS
+    found: list[Meaning] = list(islice(descriptions(sample.composition.facts, target), _SPREAD * wanted))
+    spread = (found[::_SPREAD] + found)[:wanted]
+    return [wording(spread[place % len(spread)], place) for place in range(wanted)] if spread else []

@@ -1,0 +1,216 @@
+"""Ref-DAVIS17 on disk, in the layout that its converter makes, and the two forms of predictions.
+
+<root>/<split>/JPEGImages/<video>/<frame>.jpg        <root>/<split>/Annotations/<video>/<frame>.png (palette)
+<root>/<split>/meta.json                             <root>/meta_expressions/<split>/meta_expressions.json
+<root>/<split>/mask_dict.pkl                         per-expression protocol: {annotation id: [RLE or None]}
+<root>/DAVIS/{JPEGImages,Annotations_unsupervised}/480p/<video>/   <root>/DAVIS/ImageSets/2017/<set>.txt
+<predictions>/<video>/<expression>/<frame>.png       one mask a sentence, 0 and 255
+<merged>/anno_<annotator>/<video>/<frame>.png        one palette image a frame for each of four annotators
+
+Every object has four sentences, with ids 4 * object + annotator. Annotators: 0 and 2 saw the first frame, 1 and
+3 the whole video.
+"""
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rvseg_jax.core.errors import InputError
+from rvseg_jax.formats import meta_expressions, rle
+from rvseg_jax.formats.davis import read_labels, write_labels
+from rvseg_jax.formats.meta_expressions import Clip, Expression
+from rvseg_jax.formats.mevis import Track, write_jpegs
+
+ANNOTATORS = 4
+# Of the merging that the official protocol prescribes.
+SCORE_THRESHOLD = 0.5
+BACKGROUND_SCORE = 0.1
+_SETS = {"train": "train", "valid": "val"}
+
+
+def read_clips(root: Path, split: str) -> dict[str, Clip]:
+    """Videos and sentences of a split, sentences in the order of their numbers.
+
+    Raises: InputError where the file is missing, an id is no number, or a sentence names no single object.
+    """
+    path = root / "meta_expressions" / split / meta_expressions.FILE_NAME
+    clips = {}
+    for video, clip in meta_expressions.read(path).items():
+        for key, item in clip.expressions.items():
+            if not key.isdecimal() or item.objects is None or len(item.objects) != 1:
+                raise InputError(f"{path}: sentence {video}/{key} has no number or does not name one object")
+        clips[video] = Clip(clip.frames, dict(sorted(clip.expressions.items(), key=lambda pair: int(pair[0]))))
+    return clips
+
+
+def read_label_maps(root: Path, split: str, video: str, names: Sequence[str]) -> np.ndarray:
+    """The truth of a video: value n is object n, 0 background, 255 void.
+
+    Shapes: result [T, H, W], uint8.
+    Raises: InputError for a missing file, naming it.
+    """
+    folder = root / split / "Annotations" / video
+    for name in names:
+        if not (folder / f"{name}.png").is_file():
+            raise InputError(f"{folder / name}.png is missing")
+    return np.stack([read_labels(folder / f"{name}.png") for name in names])
+
+
+def annotation_order(clips: Mapping[str, Clip]) -> list[tuple[str, str]]:
+    """(video, sentence id) of every annotation id of the per-expression protocol, 0, 1, 2, ...
+
+    The count runs over sorted videos and, within one, over ids sorted as strings: "0", "1", "10", "11", "2".
+    """
+    return [(video, key) for video in sorted(clips) for key in sorted(clips[video].expressions)]
+
+
+def read_mask_dict(path: Path) -> dict[str, Track]:
+    """Tracks by annotation id from `mask_dict.pkl`; only plain values are unpickled.
+
+    Raises: InputError where the file is missing or holds anything but dicts, lists, strings and numbers.
+    """
+    try:
+        with path.open("rb") as file:
+            tracks = _PlainUnpickler(file).load()
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError) as error:
+        raise InputError(f"{path} is no pickle of plain values ({error})") from None
+    if not isinstance(tracks, dict):
+        raise InputError(f"{path} holds a {type(tracks).__name__}, expected one track an annotation id")
+    return {str(key): track for key, track in tracks.items()}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        # How protocol 2 and older write bytes.
+        if (module, name) == ("_codecs", "encode"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+
+
+class SplitWriter:
+    """Writes a split with all that both protocols need; `close` writes the lists."""
+
+    def __init__(self, root: Path, split: str = "valid") -> None:
+        """Starts at `root`; the split is "train" or "valid"."""
+        if split not in _SETS:
+            raise InputError(f"Ref-DAVIS has no split {split!r}; choose from {', '.join(_SETS)}")
+        self.root, self.split = root, split
+        self._clips: dict[str, Clip] = {}
+        self._labels: dict[str, np.ndarray] = {}
+
+    def add(
+        self,
+        video: str,
+        names: Sequence[str],
+        frames: np.ndarray,
+        labels: np.ndarray,
+        sentences: Sequence[Sequence[str]],
+    ) -> None:
+        """Writes one video.
+
+        Args:
+          video: its name.
+          names: of the frames, without suffix.
+          frames: uint8 [T, H, W, 3].
+          labels: uint8 [T, H, W], object n has value n, from 1 on.
+          sentences: for each object, the four annotators' sentences.
+
+        Raises: InputError where an object has another number of sentences.
+        """
+        expressions = {}
+        for number, texts in enumerate(sentences):
+            if len(texts) != ANNOTATORS:
+                raise InputError(f"{video}: object {number + 1} has {len(texts)} sentences, Ref-DAVIS has four")
+            for annotator, text in enumerate(texts):
+                expressions[str(ANNOTATORS * number + annotator)] = Expression(text, (number + 1,))
+        davis = self.root / "DAVIS"
+        for folder in (self.root / self.split / "JPEGImages", davis / "JPEGImages" / "480p"):
+            write_jpegs(folder / video, names, frames)
+        for folder in (self.root / self.split / "Annotations", davis / "Annotations_unsupervised" / "480p"):
+            (folder / video).mkdir(parents=True, exist_ok=True)
+            for name, image in zip(names, labels, strict=True):
+                write_labels(folder / video / f"{name}.png", image)
+        self._clips[video] = Clip(tuple(names), expressions)
+        self._labels[video] = labels
+
+    def close(self) -> None:
+        """Writes the sentences, the objects, the mask file and the list of videos."""
+        meta_expressions.write(
+            self.root / "meta_expressions" / self.split / meta_expressions.FILE_NAME,
+            self._clips,
+            object_strings=True,
+        )
+        meta_expressions.write_json(self.root / self.split / "meta.json", {"videos": self._objects()})
+        with (self.root / self.split / "mask_dict.pkl").open("wb") as file:
+            pickle.dump(self._tracks(), file)
+        listing = self.root / "DAVIS" / "ImageSets" / "2017" / f"{_SETS[self.split]}.txt"
+        listing.parent.mkdir(parents=True, exist_ok=True)
+        listing.write_text("".join(f"{video}\n" for video in sorted(self._clips)))
+
+    def _objects(self) -> dict[str, Any]:
+        videos = {}
+        for video, labels in self._labels.items():
+            numbers = range(1, len(self._clips[video].expressions) // ANNOTATORS + 1)
+            names = self._clips[video].frames
+            videos[video] = {
+                "objects": {
+                    str(number): {
+                        "category": "object",
+                        "frames": [name for name, image in zip(names, labels, strict=True) if (image == number).any()],
+                    }
+                    for number in numbers
+                }
+            }
+        return videos
+
+    def _tracks(self) -> dict[str, list[rle.RLE | None]]:
+        tracks: dict[str, list[rle.RLE | None]] = {}
+        for number, (video, key) in enumerate(annotation_order(self._clips)):
+            masks = self._labels[video] == int(key) // ANNOTATORS + 1
+            tracks[str(number)] = [rle.encode(mask) if mask.any() else None for mask in masks]
+        return tracks
+
+
+def merge_objects(scores: np.ndarray) -> np.ndarray:
+    """One label map from the score maps of all objects for one annotator, as the official protocol merges them.
+
+    Scores below one half count as 0, background scores 0.1 everywhere, and the largest wins (the first of
+    equals). Source: ReferFormer inference_davis.py.
+
+    Shapes: scores [N, T, H, W] in 0..1; result [T, H, W] uint8, object n is n + 1.
+    """
+    kept = np.where(scores < SCORE_THRESHOLD, 0, scores)
+    best = kept.argmax(axis=0)
+    return np.where(kept.max(axis=0) > BACKGROUND_SCORE, best + 1, 0).astype(np.uint8)
+
+
+def write_merged(folder: Path, annotator: int, video: str, names: Sequence[str], labels: np.ndarray) -> None:
+    """Writes the label maps of one annotator; the toolkit wants no other file in that folder.
+
+    Shapes: labels [T, H, W], uint8.
+    Raises: InputError for an annotator that is not 0 to 3.
+    """
+    if annotator not in range(ANNOTATORS):
+        raise InputError(f"Ref-DAVIS has annotators 0 to {ANNOTATORS - 1}, not {annotator}")
+    target = folder / f"anno_{annotator}" / video
+    target.mkdir(parents=True, exist_ok=True)
+    for name, image in zip(names, labels, strict=True):
+        write_labels(target / f"{name}.png", image)
+
+
+def read_merged(folder: Path, annotator: int, video: str, names: Sequence[str]) -> np.ndarray:
+    """Reads the label maps that `write_merged` wrote.
+
+    Shapes: result [T, H, W], uint8.
+    Raises: InputError for a missing file, naming it.
+    """
+    source = folder / f"anno_{annotator}" / video
+    for name in names:
+        if not (source / f"{name}.png").is_file():
+            raise InputError(f"{source / name}.png is missing")
+    return np.stack([read_labels(source / f"{name}.png") for name in names])
