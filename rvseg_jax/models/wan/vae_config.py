@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 from rvseg_jax.core.precision import PARITY, Precision
@@ -27,6 +28,8 @@ _ABSENT_FIELDS: dict[str, tuple[Any, ...]] = {
     "is_residual": (False,),
     "patch_size": (None, 1),
 }
+
+_WINDOW = 27  # taps of a 3x3x3 convolution
 
 
 @dataclass(frozen=True)
@@ -133,3 +136,57 @@ class WanVAEConfig:
             raise ValueError(f"unknown field {name!r} in a Wan autoencoder config: remove it")
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         return cls(**given, precision=precision)
+
+
+def encode_flops(cfg: WanVAEConfig, frames: int, height: int, width: int) -> int:
+    """Floating-point operations to encode one video, two for each multiply-add of a convolution or product.
+
+    Args:
+      frames, height, width: of the video, in pixels.
+    """
+    dims, t, cells = cfg.encoder_dims, frames, height * width
+    total = _WINDOW * t * cells * cfg.in_channels * dims[0]
+    for level, (inputs, outputs) in enumerate(pairwise(dims)):
+        total += t * cells * _residual_cost(inputs, outputs)
+        total += (cfg.num_res_blocks - 1) * t * cells * _residual_cost(outputs, outputs)
+        if level < len(cfg.temporal_downsample):
+            cells //= 4
+            total += 9 * t * cells * outputs**2
+            if cfg.temporal_downsample[level]:
+                t = (t - 1) // 2 + 1
+                total += 3 * (t - 1) * cells * outputs**2  # the first frame passes by
+    moments = 2 * cfg.z_dim
+    total += _middle_cost(t, cells, dims[-1]) + t * cells * moments * (_WINDOW * dims[-1] + moments)
+    return 2 * total
+
+
+def decode_flops(cfg: WanVAEConfig, frames: int, height: int, width: int) -> int:
+    """Floating-point operations to decode one clip, counted as in `encode_flops`.
+
+    Args:
+      frames, height, width: of the latents.
+    """
+    dims, t, cells = cfg.decoder_dims, frames, height * width
+    total = t * cells * cfg.z_dim * (cfg.z_dim + _WINDOW * dims[0]) + _middle_cost(t, cells, dims[0])
+    upsamplings = (*reversed(cfg.temporal_downsample), None)
+    for level, ((inputs, outputs), temporal) in enumerate(zip(pairwise(dims), upsamplings, strict=True)):
+        total += t * cells * _residual_cost(inputs // 2 if level else inputs, outputs)
+        total += cfg.num_res_blocks * t * cells * _residual_cost(outputs, outputs)
+        if temporal is not None:
+            if temporal:
+                total += 6 * (t - 1) * cells * outputs**2
+                t = 2 * t - 1
+            cells *= 4
+            total += 9 * t * cells * outputs * (outputs // 2)
+    return 2 * (total + _WINDOW * t * cells * dims[-1] * cfg.out_channels)
+
+
+def _residual_cost(inputs: int, outputs: int) -> int:
+    """Multiply-adds of a residual block for one position."""
+    return _WINDOW * outputs * (inputs + outputs) + (inputs * outputs if inputs != outputs else 0)
+
+
+def _middle_cost(frames: int, cells: int, features: int) -> int:
+    """Multiply-adds of the middle block."""
+    block = 2 * _residual_cost(features, features) + 4 * features**2 + 2 * cells * features
+    return frames * cells * block
