@@ -1,7 +1,7 @@
 """The library's front door: load a system, give it a clip and sentences, get masks, write them to files."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rvseg_jax.core.errors import InputError
+from rvseg_jax.core.memory import free_bytes
 from rvseg_jax.formats import rle
 from rvseg_jax.formats.output import MaskWriter, check_formats, write_summary, write_whole, writers
 from rvseg_jax.formats.staging import Staging
@@ -110,6 +111,7 @@ class Predictor:
 
         `video` is what `open_video` takes: a path to a video file, image or frame folder, an array
         [T, H, W, 3] uint8 RGB, or an iterator of frames; `rate` is for those without a frame rate.
+        Unless `options` say otherwise, a clip too long for half of the free memory runs in windows.
         Raises: InputError for a clip that cannot be read, or an empty or too long sentence.
         """
         clip, texts = open_video(video, rate=rate), self._check_texts(text)
@@ -150,6 +152,9 @@ class Predictor:
         progress: Progress | None,
         outputs: Sequence[MaskWriter],
     ) -> Prediction:
+        if options.max_memory is None and not options.whole_clip:
+            # Weights that are still to be loaded and the decoder's buffers live in the other half.
+            options = replace(options, max_memory=free_bytes() // 2)
         coded: list[list[rle.RLE]] = [[] for _ in texts]
         done = 0
         verdicts: list[Verdict] = []

@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="precision; default: the system's own for this device")
     parser.add_argument("--threshold", type=float, help="mask probability above which a pixel counts, 0..1")
     parser.add_argument(
-        "--max-memory", metavar="SIZE", help="bytes for activations, such as 4GB; longer clips run in windows"
+        "--max-memory",
+        metavar="SIZE",
+        help="for activations, such as 4GB; longer clips run in windows; default: half of what is free",
     )
     parser.add_argument("--whole-clip", action="store_true", help="never cut a clip into windows, as upstream does")
     parser.add_argument("--fps", type=float, help="frame rate of a frame folder; default 24")

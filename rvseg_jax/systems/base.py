@@ -40,7 +40,8 @@ class Verdict:
 class SegmentOptions:
     """Choices of one call that every system understands.
 
-    max_memory: bytes that activations may take; a longer clip is cut into windows that fit. None: no bound.
+    max_memory: bytes that activations may take; a longer clip is cut into windows that fit. None: no bound here;
+      a `Predictor` then sets half of the memory that is free.
     whole_clip: never cut into windows, as published evaluations do.
     threshold: probability above which a pixel belongs to the mask; None: the system's own.
     """

@@ -1,6 +1,7 @@
 """The Python API: load, predict, and what a prediction offers."""
 
 import json
+import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -10,6 +11,7 @@ import pytest
 
 import rvseg_jax as rv
 from rvseg_jax.core.errors import InputError
+from rvseg_jax.core.memory import free_bytes
 from rvseg_jax.formats import npz
 from rvseg_jax.systems import base
 
@@ -118,3 +120,22 @@ def test_import_adds_little_to_jax_and_flax():
     # The promise is 0.3 s on an idle machine; tests share two cores.
     assert bare < 0.3
     assert used < 1.5
+
+
+def test_memory_is_bounded_unless_the_whole_clip_is_asked_for(model, monkeypatch):
+    asked = []
+    segment = type(model.system).segment
+
+    def noting(self, video, texts, *, options=None, progress=None):
+        asked.append(options.max_memory)
+        return (yield from segment(self, video, texts, options=options, progress=progress))
+
+    monkeypatch.setattr(type(model.system), "segment", noting)
+    monkeypatch.setattr("rvseg_jax.api.free_bytes", lambda: 1000)
+    for options in (None, base.SegmentOptions(whole_clip=True), base.SegmentOptions(max_memory=7)):
+        model.predict(_clip(), "red", options=options)
+    assert asked == [500, None, 7]
+
+
+def test_free_memory_is_that_of_this_machine():
+    assert 0 < free_bytes() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -132,6 +132,14 @@ def _text_file(folder, _):
     return folder / "clip.mp4"
 
 
+def _zero_frames(folder, _):
+    with av.open(str(folder / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        container.start_encoding()
+    return folder / "clip.mp4"
+
+
 def _cut_off(folder, write_clip):
     path = write_clip(folder / "clip.mp4")
     path.write_bytes(path.read_bytes()[:-200])
@@ -162,6 +170,7 @@ OUT = ("-o", "OUT")
 BAD = {
     "no such file": (lambda folder, _: folder / "absent.mp4", ["red", *OUT], "absent.mp4: no such file"),
     "not a video": (_text_file, ["red", *OUT], "not a video"),
+    "zero frames": (_zero_frames, ["red", *OUT], "no video stream|no frames"),
     "cut off": (_cut_off, ["red", *OUT], "cut off"),
     "mixed sizes": (_mixed_sizes, ["red", *OUT], "00002.jpg is 9x8 but .*00000.jpg is 8x8"),
     "no frames": (_no_frames, ["red", *OUT], "holds no frames"),
