@@ -22,7 +22,7 @@ def test_file(tmp_path, write_clip):
     assert (video.height, video.width, video.rate, video.has_audio) == (48, 64, 25, True)
     assert (video.name, video.expected_count, video.count) == ("clip", 8, None)
     images = list(video)
-    assert len(images) == 8
+    assert len(images) == video.count == 8
     assert video.names == [f"{i:05d}" for i in range(8)]
     assert video.timestamps == [Fraction(i, 25) for i in range(8)]
     for index, image in enumerate(images):
