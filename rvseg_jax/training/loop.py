@@ -171,7 +171,8 @@ def _resume(
         _logger.warning("config key %s was %r when this run was saved and is %r now", key, old, new)
     state, position = checkpoints.restore(target, start)
     if target.frozen and not state.frozen:
-        state = replace(state, frozen=initial_params(target.frozen, task, jax.random.key(settings.seed)))
+        (frozen,) = initial_params(task, jax.random.key(settings.seed), target.frozen)
+        state = replace(state, frozen=frozen)
     return state, position
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -174,9 +174,7 @@ def create(target: TrainState, task: Task, transform: optax.GradientTransformati
       seed: of the initialisation and of all noise of the run.
     """
     key = jax.random.key(seed)
-    everything = initial_params(merge(target.params, target.frozen), task, key)
-    paths = set(flatten(target.params))
-    params, frozen = partition(everything, lambda path: path in paths)
+    params, frozen = initial_params(task, key, target.params, target.frozen)
     opt_state = jax.jit(transform.init, out_shardings=shardings_of(target.opt_state))(params)
     average = jax.jit(ema.init, out_shardings=shardings_of(target.ema))(params) if target.ema else {}
     return TrainState(
@@ -190,12 +188,16 @@ def create(target: TrainState, task: Task, transform: optax.GradientTransformati
     )
 
 
-def initial_params(target: Params, task: Task, key: jax.Array) -> Params:
-    """The leaves of `target`: loaded where the task loads them, else as `task.init` makes them from `key`.
+def initial_params(task: Task, key: jax.Array, *targets: Params) -> tuple[Params, ...]:
+    """The leaves of each target: loaded where the task loads them, else as `task.init` makes them from `key`.
+
+    Every target is initialised by a program of its own, so that the frozen parameters come out the same to the
+    last bit in a resumed run, which makes no others.
 
     Raises:
-      ValueError: if a loaded leaf is not one of the target or has another shape or format.
+      ValueError: if a loaded leaf is in no target or has another shape or format.
     """
+    target = reduce(merge, targets)
     loaded = task.restore_pretrained(target) if isinstance(task, HasPretrained) else {}
     wanted, given = flatten(target), flatten(loaded)
     for path, leaf in given.items():
@@ -206,13 +208,19 @@ def initial_params(target: Params, task: Task, key: jax.Array) -> Params:
                 f"restore_pretrained gave {path!r} as {leaf.dtype}{list(leaf.shape)} "
                 f"instead of {wanted[path].dtype}{list(wanted[path].shape)}"
             )
-    missing, _ = partition(target, lambda path: path not in given)
-    if not missing:
-        return loaded
-    paths = set(flatten(missing))
 
-    def start(key: jax.Array) -> Params:
-        # Only what is returned is computed: XLA drops the initialisation of the leaves that were loaded.
-        return partition(task.init(key), lambda path: path in paths)[0]
+    def complete(target: Params) -> Params:
+        paths = set(flatten(target))
+        missing, _ = partition(target, lambda path: path not in given)
+        own, _ = partition(loaded, paths.__contains__)
+        if not missing:
+            return own
+        absent = set(flatten(missing))
 
-    return merge(jax.jit(start, out_shardings=shardings_of(missing))(key), loaded)
+        def start(key: jax.Array) -> Params:
+            # Only what is returned is computed: XLA drops the initialisation of all other leaves.
+            return partition(task.init(key), absent.__contains__)[0]
+
+        return merge(jax.jit(start, out_shardings=shardings_of(missing))(key), own)
+
+    return tuple(complete(target) for target in targets)
