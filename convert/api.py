@@ -12,6 +12,8 @@ from rvseg_jax.convert.fit import fit
 from rvseg_jax.convert.sources import Checkpoint, Weights, open_checkpoint, strip_prefixes
 from rvseg_jax.convert.tensors import Tensors
 
+from rvseg_jax.core.errors import InputError
+
 Source = Mapping[str, Any] | str | Path | Sequence[str | Path]
 
 
@@ -37,7 +39,7 @@ def from_torch(
       weights: "ema", "model", or "auto" for the EMA of a training checkpoint where there is one.
 
     Raises:
-      ValueError: for an unknown part.
+      InputError: for an unknown part.
       ConversionError: if files cannot be read, or keys and shapes do not fit the model.
     """
     part = registry.part(name)
@@ -60,5 +62,8 @@ def to_torch(name: str, module: nnx.Module, config: Any = None, *, aliases: bool
       aliases: whether keys that repeat another one (tied weights) are written too.
     """
     part = registry.part(name)
-    plan, _ = engine.plan_for(part, module.cfg if config is None else config)
+    config = getattr(module, "cfg", None) if config is None else config
+    if config is None:
+        raise InputError(f"{type(module).__name__} does not carry its configuration: give it as `config`")
+    plan, _ = engine.plan_for(part, config)
     return engine.to_tensors(plan, engine.leaves_of(module), aliases=aliases)

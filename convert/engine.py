@@ -30,7 +30,7 @@ class Skeleton:
 
     graphdef: Any
     variables: Mapping[str, nnx.Variable]
-    keys: Mapping[str, tuple[str | int, ...]]
+    keys: Mapping[str, tuple[Any, ...]]
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -185,7 +185,7 @@ def to_tensors(plan: Plan, leaves: Mapping[str, Any], *, aliases: bool = False) 
       aliases: whether keys that repeat another one are written too (those without placeholders).
     """
     host = {path: np.asarray(array) for path, array in leaves.items()}
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for move in plan.moves:
         slices = [host[leaf][move.row] for leaf in move.leaves]
         tensors.update(zip(move.keys, move.to_keys(slices), strict=True))
@@ -197,12 +197,10 @@ def to_tensors(plan: Plan, leaves: Mapping[str, Any], *, aliases: bool = False) 
 def check_repeats(tensors: Mapping[str, np.ndarray], match: Match) -> None:
     """Raises `ConversionError` if a tied weight is stored twice with different values."""
     for alias, key in match.repeats.items():
-        first, second = tensors[match.stored[key]], tensors[alias]
-        rows = max(1, CHUNK_BYTES // max(1, first[:1].nbytes)) if first.ndim else 1
-        chunks = range(0, len(first), rows) if first.ndim else [...]
-        for at in chunks:
-            where = slice(at, at + rows) if first.ndim else at
-            if not np.array_equal(first[where], second[where]):
+        first, second = (np.atleast_1d(tensors[name]) for name in (match.stored[key], alias))
+        rows = max(1, CHUNK_BYTES // max(1, first[:1].nbytes))
+        for at in range(0, len(first), rows):
+            if not np.array_equal(first[at : at + rows], second[at : at + rows]):
                 raise ConversionError(f"{alias} differs from {match.stored[key]}, but the model ties them")
 
 

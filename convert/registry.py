@@ -8,6 +8,8 @@ from typing import Any
 
 from rvseg_jax.convert.rules import Table
 
+from rvseg_jax.core.errors import InputError
+
 
 @dataclass(frozen=True)
 class Part:
@@ -43,7 +45,7 @@ class Part:
         """The model class: `cls(cfg, rngs=...)`."""
         return getattr(importlib.import_module(self.module), self.model)
 
-    def config_class(self) -> type:
+    def config_class(self) -> Any:
         """The frozen dataclass of the model's configuration."""
         return getattr(importlib.import_module(self.module), self.config)
 
@@ -122,8 +124,8 @@ def part(name: str) -> Part:
     """The part called `name`.
 
     Raises:
-      ValueError: if there is none; names the known parts.
+      InputError: if there is none; names the known parts.
     """
     if name not in PARTS:
-        raise ValueError(f"unknown part {name!r}: choose one of {', '.join(PARTS)}")
+        raise InputError(f"unknown part {name!r}: choose one of {', '.join(PARTS)}")
     return PARTS[name]

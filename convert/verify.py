@@ -54,10 +54,10 @@ def verify(
 def _open(name: str, record: PartRecord, source: Source) -> tuple[Opened, list[str]]:
     """The source with the stored configuration, and how its files differ from those that were converted."""
     part = registry.part(name)
-    wanted = Source(source.paths, source.weights, store.stored_config(part, record))
+    wanted = Source(source.paths, record.weights, store.stored_config(part, record))
     opened = open_source(part, wanted, record.dtype)
     files = [file_record(file) for file in opened.checkpoint.files]
-    problems = []
+    problems: list[str] = []
     if sorted(file["sha256"] for file in files) != sorted(file["sha256"] for file in record.sources):
         named = ", ".join(file["name"] for file in record.sources)
         problems.append(f"{name}: the files given are not those that were converted ({named})")
@@ -67,7 +67,7 @@ def _open(name: str, record: PartRecord, source: Source) -> tuple[Opened, list[s
 
 
 def _compare(folder: epath.Path, name: str, record: PartRecord, opened: Opened | None) -> list[str]:
-    problems = []
+    problems: list[str] = []
     for leaf, wanted in record.leaves.items():
         try:
             stored = store.read_leaves(folder, name, [leaf])[leaf]

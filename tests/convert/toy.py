@@ -87,6 +87,13 @@ def table(cfg):
     )
 
 
+SHARDING = (
+    (r"^blocks/[qkv]$", ("layers", "embed", "heads")),
+    (r"^embed/embedding$", ("vocab", "embed")),
+    (r"^blocks/up$", ("layers", "embed", "mlp")),
+    (r"", ()),
+)
+
 PART = Part("toy", __name__, "Toy", "ToyConfig", licence="CC0-1.0 (toy)", table_module=__name__)
 
 
