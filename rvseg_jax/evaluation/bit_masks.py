@@ -29,7 +29,8 @@ def unpack(words: np.ndarray, width: int) -> np.ndarray:
     Shapes:
       words: uint64 [ceil(W / 64), H]. Returns bool [H, W].
     """
-    return np.unpackbits(np.ascontiguousarray(words.T).view(np.uint8), axis=1, count=width, bitorder="little").view(bool)
+    octets = np.ascontiguousarray(words.T).view(np.uint8)
+    return np.unpackbits(octets, axis=1, count=width, bitorder="little").view(bool)
 
 
 def count(words: np.ndarray) -> int:

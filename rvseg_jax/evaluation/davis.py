@@ -133,9 +133,7 @@ def _packed(
     """Packed truth and prediction of every frame, void pixels set to background."""
     truth, prediction = np.asarray(truth), np.asarray(prediction)
     if truth.shape != prediction.shape or truth.ndim != 3:
-        raise ValueError(
-            f"truth {truth.shape} and prediction {prediction.shape} must both be [frames, height, width]"
-        )
+        raise ValueError(f"truth {truth.shape} and prediction {prediction.shape} must both be [frames, height, width]")
     if void is not None and np.shape(void) != truth.shape:
         raise ValueError(f"void {np.shape(void)} must have the shape of the masks, {truth.shape}")
     return (_packed_frame(truth, prediction, void, index) for index in range(len(truth)))

@@ -1,0 +1,127 @@
+"""The protocol of moving_shapes: held-out clips by kind of sentence, controls, and absent targets.
+
+Every held-out clip is scored several times against the truth of its sentence, each time under a pseudo expression id:
+
+  target           the sentence itself
+  empty_sentence   the same model without a sentence
+  other_sentence   the same model with a sentence about another object of the clip
+  all_objects      the union of all objects, no model
+  largest_object   the object with the most visible pixels, no model
+
+and every clip of the absent list once, as `absent`: its sentence names nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from rvseg_jax.evaluation import bootstrap
+from rvseg_jax.evaluation.predictors import Predict, Prediction
+from rvseg_jax.evaluation.scores import Score, grouped, summarise
+from rvseg_jax.input_pipeline.datasets import moving_shapes
+from rvseg_jax.input_pipeline.datasets.moving_shapes import MovingShapes, MovingShapesConfig, MovingShapesSample
+from rvseg_jax.input_pipeline.sources import ReferringSample
+
+PROTOCOL = "moving_shapes held out: mean over clips of the mean over frames of J and F, with controls"
+TARGET = "target"
+ABSENT = "absent"
+MODEL_CONTROLS = ("empty_sentence", "other_sentence")
+TRUTH_CONTROLS = ("all_objects", "largest_object")
+_RUNS = (TARGET, *MODEL_CONTROLS, *TRUTH_CONTROLS)
+
+
+class HeldOutRuns:
+    """The held-out clips, each once for the sentence and once for every control, then the absent ones.
+
+    A source of samples for `runner.evaluate`; the runs of one clip follow each other.
+    """
+
+    def __init__(self, config: MovingShapesConfig | None = None, *, clips: int | None = None) -> None:
+        """Choose the clips.
+
+        Args:
+          config: what the clips are like; its split is not used.
+          clips: take only the first so many of both lists.
+        """
+        self._present = moving_shapes.held_out(config)
+        self._absent = moving_shapes.held_out(config, absent=True)
+        self._clips = min(clips or len(self._present), len(self._present))
+        self._absent_clips = min(clips or len(self._absent), len(self._absent))
+        self._last: tuple[int, MovingShapesSample] | None = None
+
+    def __len__(self) -> int:
+        return self._clips * len(_RUNS) + self._absent_clips
+
+    def __getitem__(self, index: int) -> ReferringSample:
+        """One run of one clip.
+
+        Raises:
+          IndexError: outside the list.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"the held-out list has no run {index}")
+        clip, run = divmod(index, len(_RUNS))
+        if clip >= self._clips:
+            return replace(self._absent[index - self._clips * len(_RUNS)], expression=ABSENT)
+        if self._last is None or self._last[0] != clip:
+            self._last = (clip, self._present[clip])
+        sample = self._last[1]
+        texts = {"empty_sentence": "", "other_sentence": sample.other_text}
+        return replace(sample, expression=_RUNS[run], text=texts.get(_RUNS[run], sample.text))
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of both lists of clips, whole: equal hashes mean equal clips."""
+        return {name: moving_shapes.list_hash(source) for name, source in self._lists().items()}
+
+    def _lists(self) -> dict[str, MovingShapes]:
+        return {"held_out": self._present, "held_out_absent": self._absent}
+
+
+def with_truth_controls(predict: Predict) -> Predict:
+    """`predict`, with the controls that need no model answered from the truth."""
+
+    def controlled(samples: Sequence[ReferringSample]) -> list[Prediction]:
+        asked = [sample for sample in samples if sample.expression not in TRUTH_CONTROLS]
+        answers = iter(predict(asked) if asked else ())
+        return [_from_truth(sample) if sample.expression in TRUTH_CONTROLS else next(answers) for sample in samples]
+
+    return controlled
+
+
+def _from_truth(sample: ReferringSample) -> Prediction:
+    assert isinstance(sample, MovingShapesSample)
+    objects = sample.object_masks
+    if sample.expression == "all_objects":
+        return Prediction(objects.any(axis=0))
+    return Prediction(objects[np.argmax(np.count_nonzero(objects, axis=(1, 2, 3)))])
+
+
+def summary(scores: Sequence[Score]) -> Mapping[str, Any]:
+    """J&F overall and by kind of sentence, the controls and the margins over them, N-acc and T-acc.
+
+    A margin is the mean over clips of the difference in J&F, with its bootstrap interval; clips that only one of the
+    two has been scored on are left out of it.
+    """
+    runs = {run: [score for score in scores if score.expression == run] for run in (*_RUNS, ABSENT)}
+    accuracies = summarise([*runs[TARGET], *runs[ABSENT]])
+    controls = (*MODEL_CONTROLS, *TRUTH_CONTROLS)
+    return {
+        "held_out": summarise(runs[TARGET]),
+        "by_kind": grouped(runs[TARGET], lambda score: score.kind),
+        "controls": {run: summarise(runs[run]) for run in controls},
+        "margins": {run: margin(runs[TARGET], runs[run]) for run in controls},
+        "absent": {
+            "samples": len(runs[ABSENT]),
+            "N-acc": accuracies.get("N-acc"),
+            "T-acc": accuracies.get("T-acc"),
+        },
+    }
+
+
+def margin(scores: Sequence[Score], control: Sequence[Score]) -> dict[str, float] | None:
+    """Mean difference in J&F between two runs over the same clips, with its interval; None without a clip in common."""
+    other = {score.video: score.jf for score in control}
+    differences = [score.jf - other[score.video] for score in scores if score.video in other]
+    return bootstrap.interval(np.array(differences)).as_dict() if differences else None
