@@ -42,7 +42,6 @@ def run(args: argparse.Namespace) -> int:
         options=SegmentOptions(),
         system=args.system,
         checkpoint=args.checkpoint,
-        dtype=None,
     )
     summary = read_summary(args.output, prediction)
     for sentence, masks, truth in zip(

@@ -48,7 +48,7 @@ class Module:
         self.loads = []
 
     def load(self, checkpoint, *, dtype=None, mesh=None, **options):
-        self.loads.append((checkpoint, dtype))
+        self.loads.append({"checkpoint": checkpoint, "dtype": dtype, **options})
         if checkpoint is not None and not (checkpoint / "red.txt").exists():
             raise InputError(f"{checkpoint} is no checkpoint of red_things; convert one with `rvseg convert`")
         return RedThings()

@@ -186,6 +186,7 @@ BAD = {
     "threshold": (_clip, ["red", *OUT, "--threshold", "1.5"], "1.5 is not between 0 and 1"),
     "memory": (_clip, ["red", *OUT, "--max-memory", "lots"], "write it like 4GB"),
     "memory and whole": (_clip, ["red", *OUT, "--max-memory", "1GB", "--whole-clip"], "exclude each other"),
+    "setting": (_clip, ["red", *OUT, "--set", "steps"], "NAME=VALUE"),
     "rate": (_clip, ["red", *OUT, "--fps", "-1"], "not positive"),
     "dtype": (_clip, ["red", *OUT, "--dtype", "int8"], "invalid choice: 'int8'"),
 }
@@ -214,6 +215,14 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, rvseg, red_things, w
     if case in BAD:
         assert not red_things.loads, "weights were loaded for a request that cannot work"
         assert len(lines) == 1
+
+
+def test_choices_reach_the_system(tmp_path, rvseg, red_things, write_clip):
+    clip = write_clip(tmp_path / "clip.mp4", times=range(2))
+    settings = [word for pair in ("num_steps=4", "schedule=demo") for word in ("--set", pair)]
+    result = rvseg("predict", clip, "red", "-o", tmp_path / "out", "--dtype", "bfloat16", *settings)
+    assert result.code == 0
+    assert red_things.loads == [{"checkpoint": None, "dtype": "bfloat16", "num_steps": 4, "schedule": "demo"}]
 
 
 def test_unknown_system_names_the_nearest(tmp_path, rvseg, write_clip):
