@@ -12,7 +12,7 @@ from rvseg_jax.input_pipeline.datasets.moving_shapes.grammar import (
     variations,
 )
 from rvseg_jax.input_pipeline.datasets.moving_shapes.motion import Course, draw_camera, draw_course
-from rvseg_jax.input_pipeline.datasets.moving_shapes.plans import Plan, Slot, Vocabulary, draw_plan
+from rvseg_jax.input_pipeline.datasets.moving_shapes.plans import Plan, Slot, draw_plan
 from rvseg_jax.input_pipeline.datasets.moving_shapes.render import Stamp, areas, regions, stamp, visible_regions
 from rvseg_jax.input_pipeline.datasets.moving_shapes.scene import (
     COLOURS,
@@ -21,10 +21,11 @@ from rvseg_jax.input_pipeline.datasets.moving_shapes.scene import (
     SUBPIXEL,
     Scene,
     ShapeObject,
+    Vocabulary,
 )
 
 _CANDIDATES = 96  # places tried for one object before the plan is given up
-_ATTEMPTS = 400  # plans tried for one sample; about three in four succeed at the default settings
+_ATTEMPTS = 400  # plans tried for one sample; about half succeed at the default settings, none took 20
 _APART = 86  # distance of two centres in hundredths of the sum of their radii, at least: little is hidden
 _TOUCHING = (58, 70)  # the same for an object that is to be behind or in front of another
 _SIDE = {"left_of": (0, -1), "right_of": (0, 1), "above": (1, -1), "below": (1, 1)}
@@ -75,18 +76,19 @@ class Frame:
 def compose(
     kind: str, absent: bool, count: int, frame: Frame, seed: int, stream: int, index: int
 ) -> tuple[Composition, Draws]:
-    """The first valid composition of `count` objects, and the stream of draws that it was made from.
+    """The first valid composition of `count` objects or fewer, and the draws that it was made from.
 
     Raises:
       RuntimeError: where no plan of this kind fits the settings.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         draws = Draws(seed, stream, index, attempt)
-        plan = draw_plan(kind, count, frame.words, draws)
+        fewer = (attempt - 1) * 4 // _ATTEMPTS  # a small world may not hold so many different objects
+        plan = draw_plan(kind, max(count - fewer, 3), frame.words, draws)
         scene = _place(plan, frame, draws)
         if scene is None:
             continue
-        found = _prove(kind, plan, scene, absent, draws)
+        found = _prove(kind, plan, scene, absent, frame.words, draws)
         if found is not None:
             return found, draws
     raise RuntimeError(
@@ -95,7 +97,7 @@ def compose(
     )
 
 
-def _prove(kind: str, plan: Plan, scene: Scene, absent: bool, draws: Draws) -> Composition | None:
+def _prove(kind: str, plan: Plan, scene: Scene, absent: bool, words: Vocabulary, draws: Draws) -> Composition | None:
     stamps = [stamp(item, scene.size) for item in scene.objects]
     amodal = regions(stamps, scene.frames, scene.size)
     visible = visible_regions(stamps, amodal, scene.front_to_back())
@@ -108,7 +110,7 @@ def _prove(kind: str, plan: Plan, scene: Scene, absent: bool, draws: Draws) -> C
         return None
     meaning, other = plan.meaning, plan.other
     if absent:
-        empty = [change for change in variations(meaning) if evaluate(change, facts) == frozenset()]
+        empty = [change for change in variations(meaning, words) if evaluate(change, facts) == frozenset()]
         if not empty:
             return None
         meaning, other, targets, others = draws.choice(empty), meaning, frozenset(), targets

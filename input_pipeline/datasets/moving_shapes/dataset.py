@@ -11,7 +11,7 @@ from rvseg_jax.input_pipeline.datasets.moving_shapes import motion, render, scen
 from rvseg_jax.input_pipeline.datasets.moving_shapes.compose import Composition, Frame, compose
 from rvseg_jax.input_pipeline.datasets.moving_shapes.draws import Draws
 from rvseg_jax.input_pipeline.datasets.moving_shapes.grammar import wording
-from rvseg_jax.input_pipeline.datasets.moving_shapes.plans import Vocabulary
+from rvseg_jax.input_pipeline.datasets.moving_shapes.scene import Vocabulary
 from rvseg_jax.input_pipeline.sources import ReferringSample
 
 KINDS = ("attribute", "relation", "motion", "several")

@@ -14,17 +14,12 @@ from rvseg_jax.input_pipeline.datasets.moving_shapes.scene import (
     ATTRIBUTES,
     COLOURS,
     SHAPES,
-    SIZES,
     TEXTURES,
     Look,
+    Vocabulary,
 )
 
-VALUES: dict[str, tuple[str, ...]] = {
-    "size": SIZES,
-    "texture": TEXTURES,
-    "colour": tuple(COLOURS),
-    "shape": SHAPES,
-}
+EVERYTHING = Vocabulary(SHAPES, tuple(COLOURS), TEXTURES, MOTIONS)
 _PLACES = {
     "left": "to the left",
     "right": "to the right",
@@ -127,7 +122,7 @@ def _noun_words(noun: Noun, plural: bool) -> str:
 def vocabulary() -> tuple[str, ...]:
     """Every word that a sentence can hold, sorted: what a tokeniser for this dataset has to know."""
     words: set[str] = set()
-    nouns = [Noun(**{name: value}) for name in ATTRIBUTES for value in VALUES[name]] + [Noun()]
+    nouns = [Noun(**{name: value}) for name in ATTRIBUTES for value in EVERYTHING.values(name)] + [Noun()]
     for variant in range(4):
         for noun in nouns:
             for number in (0, 1, *_NUMBERS):
@@ -234,14 +229,14 @@ def descriptions(facts: Facts, target: int) -> Iterator[Meaning]:
                     yield meaning
 
 
-def variations(meaning: Meaning) -> Iterator[Meaning]:
-    """Meanings that differ from `meaning` in one word: a named attribute, the motion or the relation."""
+def variations(meaning: Meaning, words: Vocabulary) -> Iterator[Meaning]:
+    """Meanings in `words` that differ from `meaning` in a named attribute, the motion or the relation."""
     for name in meaning.noun.named():
-        for value in VALUES[name]:
+        for value in words.values(name):
             if value != getattr(meaning.noun, name):
                 yield replace(meaning, noun=replace(meaning.noun, **{name: value}))
     if meaning.motion is not None:
-        for motion in MOTIONS:
+        for motion in words.motions:
             if motion != meaning.motion:
                 yield replace(meaning, motion=motion)
     if meaning.relation is not None:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from rvseg_jax.input_pipeline.datasets.moving_shapes.draws import Draws
-from rvseg_jax.input_pipeline.datasets.moving_shapes.grammar import VALUES, Meaning, Noun, matches
+from rvseg_jax.input_pipeline.datasets.moving_shapes.grammar import Meaning, Noun, matches
 from rvseg_jax.input_pipeline.datasets.moving_shapes.motion import GROWTH, confusable
-from rvseg_jax.input_pipeline.datasets.moving_shapes.scene import ATTRIBUTES, Look
+from rvseg_jax.input_pipeline.datasets.moving_shapes.scene import ATTRIBUTES, Look, Vocabulary
 
 OPPOSITE = {
     "left_of": "right_of",
@@ -22,21 +22,6 @@ OPPOSITE = {
 }
 # Shapes whose overlap shows wherever they meet; a ring or a star may cover nothing.
 SOLID = ("circle", "square", "diamond")
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The values that a dataset draws from, each a subset of what the grammar knows."""
-
-    shapes: Sequence[str]
-    colours: Sequence[str]
-    textures: Sequence[str]
-    motions: Sequence[str]
-
-    def values(self, attribute: str) -> Sequence[str]:
-        """The values of an attribute."""
-        plural = {"shape": self.shapes, "colour": self.colours, "texture": self.textures}
-        return plural.get(attribute, VALUES[attribute])
 
 
 @dataclass(frozen=True)
@@ -84,7 +69,7 @@ def _look(words: Vocabulary, draws: Draws, motion: str = "still", shapes: Sequen
         draws.choice(shapes or words.shapes),
         draws.choice(words.colours),
         draws.choice(words.textures) if textured else "plain",
-        None if motion in GROWTH else draws.choice(VALUES["size"]),
+        None if motion in GROWTH else draws.choice(words.values("size")),
     )
 
 

@@ -89,7 +89,7 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         side = x * nx + y * ny
         second = np.maximum(second, np.minimum(largest, side))
         largest = np.maximum(largest, side)
-    return second - np.float32(0.36)
+    return second - np.float32(0.305)  # tips at 0.305 / cos 72 degrees = 0.99
 
 
 def regions(stamps: list[Stamp], frames: int, size: tuple[int, int]) -> np.ndarray:

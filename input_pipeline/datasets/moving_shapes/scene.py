@@ -1,5 +1,6 @@
 """What a scene holds: the words of the little world, its objects and their tracks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,21 @@ SIZES = ("small", "large")
 ATTRIBUTES = ("size", "texture", "colour", "shape")  # in the order in which English puts them
 RADIUS = {"small": (100, 118), "large": (168, 190)}  # thousandths of the image's short side
 RADIUS_GROWTH = (100, 112), (164, 182)  # smallest and largest radius of an object that grows or shrinks
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The values that a dataset draws from, each a subset of what the grammar knows."""
+
+    shapes: Sequence[str]
+    colours: Sequence[str]
+    textures: Sequence[str]
+    motions: Sequence[str]
+
+    def values(self, attribute: str) -> Sequence[str]:
+        """The values of an attribute; sizes are always both."""
+        known = {"shape": self.shapes, "colour": self.colours, "texture": self.textures, "size": SIZES}
+        return known[attribute]
 
 
 @dataclass(frozen=True)
