@@ -1,6 +1,7 @@
 """Moves tensors between torch layout and modules, one destination at a time."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,8 +73,9 @@ def leaves_of(module: nnx.Module) -> dict[str, Any]:
     return {tree_paths.SEPARATOR.join(map(str, path)): variable.get_value() for path, variable in flat}
 
 
+@functools.lru_cache(maxsize=16)
 def plan_for(part: Part, config: Any) -> tuple[Plan, Skeleton]:
-    """The part's table compiled against its model."""
+    """The part's table compiled against its model; remembered, as tracing a model takes a second."""
     model = skeleton(part, config)
     return compile_table(part.table(config), model.shapes), model
 

@@ -38,7 +38,7 @@ def fit(part: Part, checkpoint: Checkpoint, config: Any = None, *, precision: An
     Raises:
       ConversionError: if nothing fits; the message is about the configuration that comes nearest.
     """
-    candidates = [config] if config is not None else part.candidates(_upstream(part, checkpoint))
+    candidates = [config] if config is not None else _candidates(part, checkpoint)
     nearest: ConversionError | None = None
     for candidate in candidates:
         candidate = engine.with_precision(candidate, precision)
@@ -61,6 +61,13 @@ def _fit(part: Part, checkpoint: Checkpoint, config: Any) -> Fit:
     match = plan.match({key: array.shape for key, array in tensors.items()})
     engine.check_kinds(plan, match, skeleton, tensors)
     return Fit(config, plan, skeleton, tensors, match)
+
+
+def _candidates(part: Part, checkpoint: Checkpoint) -> list[Any]:
+    try:
+        return part.candidates(_upstream(part, checkpoint))
+    except (ValueError, TypeError) as error:
+        raise ConversionError(f"{checkpoint.files[0].parent / 'config.json'}: {error}") from None
 
 
 def _upstream(part: Part, checkpoint: Checkpoint) -> Mapping[str, Any] | None:

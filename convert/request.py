@@ -120,9 +120,12 @@ def _config(name: str, path: str | None) -> Any:
     if path is None:
         return None
     part, content = registry.part(name), read_json(Path(path))
-    if "_class_name" in content or "architectures" in content:
-        return part.config_class().from_upstream(content)
-    return config_from(part.config_class(), content, FLOAT32)
+    try:
+        if "_class_name" in content or "architectures" in content:
+            return part.config_class().from_upstream(content)
+        return config_from(part.config_class(), content, FLOAT32)
+    except (ValueError, TypeError) as error:
+        raise ConversionError(f"{path}: {error}") from None
 
 
 def _tokenizer(path: Path) -> Path | None:
