@@ -172,7 +172,7 @@ def _train_loss(case: Case) -> Produced:
             "x_t": _first(state),
             "velocity": _first(predicted),
             "loss": np.asarray(value),
-            "grad_norm": np.asarray(optax.global_norm(gradients)),
+            "grad_norm": np.asarray(optax.tree.norm(gradients)),
             **{f"grad/{key}": array for key, array in exported.items()},
         }
     )
