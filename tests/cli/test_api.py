@@ -112,12 +112,12 @@ def test_list_and_describe(red_things):
 
 def test_import_adds_little_to_jax_and_flax():
     code = (
-        "import jax, flax.nnx, time; start = time.perf_counter(); import rvseg_jax;"
-        "print(time.perf_counter() - start); rvseg_jax.load; print(time.perf_counter() - start)"
+        "import jax, flax.nnx, time; start = time.process_time(); import rvseg_jax;"
+        "print(time.process_time() - start); rvseg_jax.load; print(time.process_time() - start)"
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     bare, used = map(float, run.stdout.split())
-    # The promise is 0.3 s on an idle machine; tests share two cores.
+    # Processor time, because tests share two cores. The promise is 0.3 s for the import; use adds PyAV and Pillow.
     assert bare < 0.3
     assert used < 1.5
 

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -34,11 +33,9 @@ def test_unknown_command_is_one_line(rvseg):
     assert "invalid choice: 'segment'" in result.err
 
 
-def test_help_imports_no_jax_and_is_quick():
+def test_help_imports_neither_jax_nor_pyav():
     code = "import sys; from rvseg_jax.cli import main; main([]); sys.exit('jax' in sys.modules or 'av' in sys.modules)"
-    start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-    assert time.perf_counter() - start < 5
 
 
 def test_missing_package_is_not_available(rvseg, monkeypatch):
