@@ -35,7 +35,7 @@ RANKS = {
 SIBLINGS = {("formats", "processing"), ("processing", "formats")}
 # Conversion needs the abstract trees of models, and systems load converted checkpoints: each imports the other
 # inside functions only.
-LAZY = {("convert", "systems"), ("systems", "convert"), ("systems", "input_pipeline")}
+LAZY = {("convert", "systems"), ("systems", "convert")}
 NUMPY_ONLY = ("rvseg_jax/processing", "rvseg_jax/formats", "input_pipeline")
 
 

@@ -31,12 +31,3 @@ def dice_loss(logits: jax.Array, masks: jax.Array) -> jax.Array:
     shared = jnp.sum(probability * masks, axis=pixels)
     total = jnp.sum(probability, axis=pixels) + jnp.sum(masks, axis=pixels)
     return jnp.mean(1 - (2 * shared + 1) / (total + 1))
-
-
-def posterior_divergence(mean: jax.Array, logvar: jax.Array) -> jax.Array:
-    """Mean over latents of the Kullback-Leibler divergence of N(mean, exp(logvar)) from N(0, 1).
-
-    Shapes: both [...] -> float32 [].
-    """
-    mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
-    return 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1 - logvar)

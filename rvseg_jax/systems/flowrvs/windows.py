@@ -12,8 +12,10 @@ import numpy as np
 Piece = tuple[int, np.ndarray]
 
 
-def windows(frames: Iterable[np.ndarray], length: int, overlap: int) -> Iterator[Piece]:
+def windows(frames: Iterable[np.ndarray], length: int | None, overlap: int) -> Iterator[Piece]:
     """Cuts a stream of frames into windows of `length`; holds no more than that many frames.
+
+    Without a length all frames are one window.
 
     Shapes: frames [...] each -> (index of the first frame, [t, ...]); t is `length`, or all frames of a
       shorter clip.
@@ -21,7 +23,7 @@ def windows(frames: Iterable[np.ndarray], length: int, overlap: int) -> Iterator
     Raises:
       ValueError: unless 0 <= overlap < length.
     """
-    if not 0 <= overlap < length:
+    if length is not None and not 0 <= overlap < length:
         raise ValueError(f"windows of {length} frames cannot share {overlap}")
     held: list[np.ndarray] = []
     start, next_start = 0, 0
@@ -68,7 +70,7 @@ WindowFunction = Callable[[np.ndarray], np.ndarray]
 
 
 def run_windows(
-    frames: Iterable[np.ndarray], function: WindowFunction, *, length: int, overlap: int
+    frames: Iterable[np.ndarray], function: WindowFunction, *, length: int | None, overlap: int
 ) -> Generator[Piece, None, None]:
     """Applies `function` ([t, ...] -> [N, t, ...]) window by window and joins the results."""
     return faded((start, function(window)) for start, window in windows(frames, length, overlap))

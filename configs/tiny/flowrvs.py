@@ -1,0 +1,45 @@
+"""Sizes of the bundled tiny FlowRVS, which the recipes of its three stages share."""
+
+from rvseg_jax.input_pipeline.datasets.moving_shapes import MovingShapesConfig
+from rvseg_jax.models.umt5.encoder import UMT5Config
+from rvseg_jax.models.wan.transformer_config import WanTransformerConfig
+from rvseg_jax.models.wan.vae_config import WanVAEConfig
+
+Z_DIM = 16
+CLIPS = MovingShapesConfig(size=(96, 96), frames=9)
+# 65 words of the grammar (`moving_shapes.vocabulary`), padding, end and unknown, rounded up.
+TEXT = UMT5Config(
+    vocab_size=72,
+    d_model=96,
+    d_kv=24,
+    d_ff=192,
+    num_layers=2,
+    num_heads=4,
+    relative_attention_num_buckets=16,
+    relative_attention_max_distance=24,
+)
+TEXT_LENGTH = 24
+TOKENIZER = "zoo/flowrvs_tiny/tokenizer.json"
+DIT = WanTransformerConfig(
+    num_attention_heads=6,
+    attention_head_dim=32,
+    in_channels=Z_DIM,
+    out_channels=Z_DIM,
+    text_dim=TEXT.d_model,
+    freq_dim=64,
+    ffn_dim=448,
+    num_layers=5,
+    rope_max_seq_len=64,
+)
+
+
+def autoencoder(out_channels: int) -> WanVAEConfig:
+    """Autoencoder with 3 output channels, or 1 for masks; its latents are trained to deviate by about 1."""
+    return WanVAEConfig(
+        base_dim=8,
+        z_dim=Z_DIM,
+        num_res_blocks=1,
+        out_channels=out_channels,
+        latents_mean=(0.0,) * Z_DIM,
+        latents_std=(1.0,) * Z_DIM,
+    )

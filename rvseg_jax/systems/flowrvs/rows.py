@@ -1,0 +1,96 @@
+"""Training rows of FlowRVS, made in data workers: numpy only, so that no worker starts a JAX backend."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rvseg_jax.input_pipeline.datasets.moving_shapes import MovingShapes, MovingShapesConfig
+from rvseg_jax.processing.text import Tokenizer, clean_text
+
+Row = dict[str, np.ndarray]
+
+
+def clips_of(config: MovingShapesConfig, split: str) -> MovingShapes:
+    """The clips of a split of training, "train" or "validation"."""
+    streams: dict[str, Literal["train", "valid"]] = {"train": "train", "validation": "valid"}
+    return MovingShapes(replace(config, split=streams[split]))
+
+
+def mask_frames(masks: np.ndarray) -> np.ndarray:
+    """A mask as a grey clip, which is how the autoencoder sees it.
+
+    Shapes: masks bool [T, H, W] -> uint8 0 or 255, [T, H, W, 3].
+    """
+    return np.repeat(masks[..., None].astype(np.uint8) * 255, 3, axis=-1)
+
+
+@dataclass(frozen=True)
+class CropRow:
+    """A random crop of a clip, or of its mask as a grey clip: a row of the autoencoder stages.
+
+    Attributes:
+      size: side of the crop in pixels; 0 takes the whole frame.
+      frames: frames of the crop; 0 takes all.
+      mask_share: probability of a mask clip.
+    """
+
+    size: int = 48
+    frames: int = 5
+    mask_share: float = 0.5
+
+    def __call__(self, sample: Any, rng: np.random.Generator) -> Row:
+        """Shapes: -> {"video": uint8 [t, h, w, 3]}."""
+        if rng.random() < self.mask_share:
+            # One object, or what the sentence names: masks of every extent.
+            objects = sample.object_masks
+            pick = rng.integers(len(objects) + 1)
+            video = mask_frames(sample.masks if pick == len(objects) else objects[pick])
+        else:
+            video = sample.frames
+        total, height, width = video.shape[:3]
+        frames, size = self.frames or total, self.size or min(height, width)
+        t, y, x = (int(rng.integers(n - m + 1)) for n, m in ((total, frames), (height, size), (width, size)))
+        return {"video": np.ascontiguousarray(video[t : t + frames, y : y + size, x : x + size])}
+
+
+@dataclass
+class SentenceRow:
+    """A clip, one of its two sentences and the mask of what that one names: a row of the DiT stage.
+
+    From `moving_shapes` it is {"frames", "masks", ...}, from a latent cache {"video_mean", "video_std",
+    "mask_latents", ...}; with either come "ids" int32 [L] and "text_mask" bool [L].
+
+    Attributes:
+      tokenizer: path of the tokenizer.json, opened in the worker.
+      text_length: L, tokens to which a sentence is padded.
+      other_share: probability of the clip's second sentence.
+    """
+
+    tokenizer: Path
+    text_length: int
+    other_share: float = 0.5
+    _loaded: Tokenizer | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_loaded": None}
+
+    def __call__(self, sample: Any, rng: np.random.Generator) -> Row:
+        """Shapes: frames uint8 [T, H, W, 3], masks bool [T, H, W]; or latents float16 [t, h, w, Z]."""
+        other = bool(rng.random() < self.other_share)
+        if isinstance(sample, Mapping):
+            row = {
+                "video_mean": sample["video_mean"],
+                "video_std": sample["video_std"],
+                "mask_latents": sample["mask_latents"][int(other)],
+            }
+            text = str(sample["texts"][int(other)])
+        else:
+            row = {"frames": sample.frames, "masks": sample.other_masks if other else sample.masks}
+            text = sample.other_text if other else sample.text
+        if self._loaded is None:
+            self._loaded = Tokenizer.from_file(self.tokenizer)
+        tokens = self._loaded.encode([clean_text(text)], self.text_length)
+        return row | {"ids": tokens.ids[0], "text_mask": tokens.mask[0]}
