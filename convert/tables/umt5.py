@@ -19,9 +19,7 @@ _PLAIN = {
     "encoder.final_layer_norm.weight": "final_layer_norm/scale",
     f"{_BLOCK}.0.layer_norm.weight": "blocks/attention_norm/scale",
     f"{_BLOCK}.1.layer_norm.weight": "blocks/ffn_norm/scale",
-    f"{_BLOCK}.0.SelfAttention.relative_attention_bias.weight": (
-        "blocks/attention/relative_attention_bias/embedding"
-    ),
+    f"{_BLOCK}.0.SelfAttention.relative_attention_bias.weight": ("blocks/attention/relative_attention_bias/embedding"),
 }
 
 

@@ -215,7 +215,7 @@ def encode_blockwise(
     Args:
       embedding: `shared/embedding`; only the rows in `ids` are read, so that a memory map costs nothing.
       layer_states: parameters of block 0, 1, ... as nested dicts (`attention/q/kernel`, ...), taken one by one
-        and dropped after use.
+        and dropped after use: `layer_states` of an encoder, or `convert.streaming.layer_states` of a file.
       final_norm: `final_layer_norm/scale`.
 
     Raises:
@@ -231,11 +231,12 @@ def encode_blockwise(
         x = _jitted_block(graphdef, state, x, buckets, mask)
         # Without this the loop would run ahead of the device, and all layers would be in memory at once.
         x.block_until_ready()
+        del state  # or it would live on while the next one is read
         count += 1
     if count != cfg.num_layers:
         raise ValueError(f"got {count} layers of a UMT5 encoder that has {cfg.num_layers}")
     norm = RMSNorm(cfg.d_model, eps=cfg.layer_norm_epsilon, precision=cfg.precision, rngs=nnx.Rngs(0))
-    norm.scale[...] = jnp.asarray(final_norm)
+    norm.scale[...] = jnp.asarray(final_norm, cfg.precision.param_dtype)
     return norm(x)
 
 
@@ -273,7 +274,7 @@ def _check_inputs(ids: jax.Array | np.ndarray, mask: jax.Array | np.ndarray) -> 
         raise ValueError(f"the mask must be boolean, True for tokens, not {mask.dtype}")
 
 
-# Logical axes of the parameters. The first pattern that is found in a path counts.
+# Logical axes of the parameters; the first pattern that is found in a path counts, and () keeps a leaf whole.
 SHARDING: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"^shared/embedding$", ("vocab", "embed")),
     (r"^blocks/attention/[qkv]/kernel$", ("layers", "embed", "heads")),
@@ -281,6 +282,5 @@ SHARDING: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"^blocks/attention/relative_attention_bias/embedding$", ("layers", None, "heads")),
     (r"^blocks/ffn/(gate|up)/kernel$", ("layers", "embed", "mlp")),
     (r"^blocks/ffn/down/kernel$", ("layers", "mlp", "embed")),
-    (r"^blocks/(attention|ffn)_norm/scale$", ("layers", None)),
-    (r"^final_layer_norm/scale$", (None,)),
+    (r"/scale$", ()),
 )

@@ -182,7 +182,7 @@ def padding_bias(kept: int, total: int) -> np.ndarray:
     return bias
 
 
-# Logical axes of the parameters. The first pattern that is found in a path counts.
+# Logical axes of the parameters; the first pattern that is found in a path counts, and () keeps a leaf whole.
 SHARDING: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"^patch_embedding/kernel$", (None, None, None, "conv_in", "embed")),
     (r"^condition_embedder/time_embedder/up/kernel$", (None, "mlp")),
@@ -193,9 +193,7 @@ SHARDING: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"^blocks/attn[12]/to_out/kernel$", ("layers", "heads", "embed")),
     (r"^blocks/ffn/up/kernel$", ("layers", "embed", "mlp")),
     (r"^blocks/ffn/down/kernel$", ("layers", "mlp", "embed")),
-    (r"^blocks/scale_shift_table$", ("layers", None, None, None)),
-    (r"^blocks/.*/(scale|bias)$", ("layers", None)),
     (r"^proj_out/kernel$", ("embed", None)),
-    (r"^scale_shift_table$", (None, None, None)),
-    (r"/bias$", (None,)),
+    (r"/(scale|bias)$", ()),
+    (r"scale_shift_table$", ()),
 )

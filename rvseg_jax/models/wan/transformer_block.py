@@ -41,24 +41,18 @@ class PatchEmbedding(Conv):
     def __call__(self, latents: jax.Array) -> jax.Array:
         """Shapes: latents [B, T, H, W, C] -> [B, tokens, D], tokens in the order t, h, w, w fastest."""
         compute, (pt, ph, pw) = self.precision.compute, self.strides
-        patches = rearrange(
-            compute(latents), "b (t pt) (h ph) (w pw) c -> b (t h w) (pt ph pw c)", pt=pt, ph=ph, pw=pw
-        )
+        patches = rearrange(compute(latents), "b (t pt) (h ph) (w pw) c -> b (t h w) (pt ph pw c)", pt=pt, ph=ph, pw=pw)
         kernel = compute(self.kernel[...]).reshape(patches.shape[-1], -1)
         return jnp.matmul(patches, kernel, precision=self.precision.matmul) + compute(self.bias[...])
 
 
-def unpatchify(
-    tokens: jax.Array, grid: tuple[int, int, int], patch_size: tuple[int, int, int]
-) -> jax.Array:
+def unpatchify(tokens: jax.Array, grid: tuple[int, int, int], patch_size: tuple[int, int, int]) -> jax.Array:
     """Lays output tokens out as latents; inside a token the channel is fastest, unlike in the patch embedding.
 
     Shapes: tokens [B, tokens, (pt ph pw C)] -> [B, T, H, W, C].
     """
     (t, h, w), (pt, ph, pw) = grid, patch_size
-    return rearrange(
-        tokens, "b (t h w) (pt ph pw c) -> b (t pt) (h ph) (w pw) c", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw
-    )
+    return rearrange(tokens, "b (t h w) (pt ph pw c) -> b (t pt) (h ph) (w pw) c", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
 
 
 def rotary_tables(cfg: WanTransformerConfig, grid: tuple[int, int, int]) -> Rope:
@@ -93,9 +87,7 @@ class ConditionEmbedder(nnx.Module):
         time = {"precision": _in_float32(cfg), "rngs": rngs}
         self.time_embedder = MLP(cfg.freq_dim, width, width, activation="silu", **time)
         self.time_proj = Linear(width, 6 * width, **time)
-        self.text_embedder = MLP(
-            cfg.text_dim, width, width, activation="gelu_tanh", precision=cfg.precision, rngs=rngs
-        )
+        self.text_embedder = MLP(cfg.text_dim, width, width, activation="gelu_tanh", precision=cfg.precision, rngs=rngs)
         self.freq_dim = cfg.freq_dim
 
     def time(self, timestep: jax.Array) -> tuple[jax.Array, jax.Array]:

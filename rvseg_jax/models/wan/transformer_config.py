@@ -84,9 +84,7 @@ class WanTransformerConfig:
         )
 
     @classmethod
-    def from_upstream(
-        cls, values: Mapping[str, Any], *, precision: Precision = PARITY
-    ) -> "WanTransformerConfig":
+    def from_upstream(cls, values: Mapping[str, Any], *, precision: Precision = PARITY) -> "WanTransformerConfig":
         """The config of an upstream `transformer/config.json`.
 
         `use_dvi` is ignored: the input channels of the weights decide, and FlowRVS writes them separately.
