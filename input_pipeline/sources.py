@@ -49,7 +49,7 @@ class FrameFolder:
     """The frames of one video as image files; a file is decoded when its frame is read.
 
     Names, not counts, say which frames there are: some datasets keep every second or fifth frame under its
-    original number.
+    original number. `names` are the names, `paths` the files.
     """
 
     def __init__(self, folder: str | Path, names: Sequence[str] | None = None) -> None:
@@ -65,12 +65,12 @@ class FrameFolder:
         if not self.folder.is_dir():
             raise InputError(f"{self.folder} is missing; it should hold one image a frame")
         if names is None:
-            self._paths = list_frames(self.folder)
+            self.paths = list_frames(self.folder)
         else:
-            self._paths = [self._file(name) for name in names]
-            if not self._paths:
+            self.paths = [self._file(name) for name in names]
+            if not self.paths:
                 raise InputError(f"no frames of {self.folder} are listed")
-        self.names = tuple(path.stem for path in self._paths)
+        self.names = tuple(path.stem for path in self.paths)
 
     def _file(self, name: str) -> Path:
         for suffix in IMAGE_SUFFIXES:
@@ -84,7 +84,7 @@ class FrameFolder:
 
     def size(self) -> tuple[int, int]:
         """(H, W) of the frames in pixels, from the header of the first."""
-        return image_size(self._paths[0])
+        return image_size(self.paths[0])
 
     def read(self, indices: Iterable[int] | None = None) -> np.ndarray:
         """Decodes frames.
@@ -99,10 +99,10 @@ class FrameFolder:
         """
         frames: list[np.ndarray] = []
         for index in range(len(self)) if indices is None else indices:
-            frame = read_image(self._paths[index])
+            frame = read_image(self.paths[index])
             if frames and frame.shape != frames[0].shape:
                 raise InputError(
-                    f"{self._paths[index]} has size {frame.shape[:2]}, the frames before it {frames[0].shape[:2]}"
+                    f"{self.paths[index]} has size {frame.shape[:2]}, the frames before it {frames[0].shape[:2]}"
                 )
             frames.append(frame)
         return np.stack(frames)
