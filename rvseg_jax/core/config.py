@@ -247,9 +247,7 @@ def nearest(name: str, known: list[str]) -> str:
         return difflib.SequenceMatcher(None, a, b).ratio()
 
     last = name.rsplit(".", 1)[-1]
-    close = [
-        key for key in known if likeness(last, key.rsplit(".", 1)[-1]) >= 0.6 or name.startswith(f"{key}.")
-    ]
+    close = [key for key in known if likeness(last, key.rsplit(".", 1)[-1]) >= 0.5 or name.startswith(f"{key}.")]
     if close:
         return f"did you mean {max(close, key=lambda key: likeness(name, key))!r}?"
     section = name.rpartition(".")[0] + "."

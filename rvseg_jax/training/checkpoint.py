@@ -38,11 +38,16 @@ class Checkpoints:
         Args:
           workdir: the run's folder; local, or remote by `etils.epath`.
           config: what to keep. Without it nothing is created, deleted or cleaned up: for reading.
+
+        Raises:
+          InputError: for reading, if there is no such folder.
         """
-        self._folder = epath.Path(workdir) / FOLDER
+        self._folder = epath.Path(workdir).resolve() / FOLDER  # Orbax takes absolute paths only
         self._config = config
+        if config is None and not self._folder.is_dir():
+            raise InputError(f"{workdir} holds no training run: there is no folder {self._folder}")
         if config is None:
-            options = ocp.CheckpointManagerOptions(create=False, read_only=True)
+            options = ocp.CheckpointManagerOptions(create=False)
         else:
             self._folder.mkdir(parents=True, exist_ok=True)
             options = ocp.CheckpointManagerOptions(

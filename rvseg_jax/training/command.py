@@ -13,6 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="recipe: a path, or a name in configs/ such as tiny/flowrvs_dit")
     parser.add_argument("--workdir", help="folder of checkpoints and metrics [runs/NAME_OF_RECIPE]")
     parser.add_argument(
+        "--export", metavar="DIR", help="when all steps are done, write the weights there for `rvseg --checkpoint`"
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -24,9 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def expand(arguments: Sequence[str]) -> list[str]:
     """The words of a command line with `KEY=VALUE` and `--config.KEY=VALUE` written as `--set=KEY=VALUE`.
 
-    argparse can neither declare options whose names it does not know nor mix loose words with options.
+    argparse can neither declare options whose names it does not know nor mix loose words with options. The
+    value of an option that takes one is left alone.
     """
-    return [f"--set={word.removeprefix('--config.')}" if _ASSIGNMENT.match(word) else word for word in arguments]
+    words: list[str] = []
+    for word in arguments:
+        free = not (words and words[-1] in ("--set", "--workdir", "--export"))
+        assigns = free and _ASSIGNMENT.match(word)
+        words.append(f"--set={word.removeprefix('--config.')}" if assigns else word)
+    return words
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,9 +45,11 @@ def run(args: argparse.Namespace) -> int:
       UserError: see `training.loop.run`.
     """
     from rvseg_jax.core import config as configs
-    from rvseg_jax.training import loop
+    from rvseg_jax.training import export, loop
 
     config = configs.load(args.config, args.set)
     workdir = args.workdir or Path("runs") / configs.recipe_path(args.config).stem
-    loop.run(config, workdir)
+    result = loop.run(config, workdir)
+    if args.export and result.finished:
+        export.export(workdir, args.export)
     return 0

@@ -191,8 +191,8 @@ def create(target: TrainState, task: Task, transform: optax.GradientTransformati
 def initial_params(task: Task, key: jax.Array, *targets: Params) -> tuple[Params, ...]:
     """The leaves of each target: loaded where the task loads them, else as `task.init` makes them from `key`.
 
-    Every target is initialised by a program of its own, so that the frozen parameters come out the same to the
-    last bit in a resumed run, which makes no others.
+    Every target is initialised by a program of its own, so that the frozen parameters come out the same to
+    the last bit in a resumed run, which makes no others.
 
     Raises:
       ValueError: if a loaded leaf is in no target or has another shape or format.

@@ -30,6 +30,7 @@ all of them can be overridden on the command line with their types checked.
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
@@ -68,7 +69,7 @@ class Task(Protocol):
 
         Args:
           config: instance of `Config`.
-          precision: number formats of the run.
+          precision: number formats of the run; frozen parts may be kept in smaller ones.
         """
         ...
 
@@ -102,8 +103,9 @@ class Task(Protocol):
     def source(self, split: str) -> Any:
         """Random-access source of one split ("train" or "validation") with `__len__` and `__getitem__`.
 
-        It is pickled for worker processes: keep paths and numbers in it, no open files, no jax. Its `repr` names
-        the data, the same in every process (a frozen dataclass has that): a run resumes only on the same data.
+        It is pickled for worker processes: keep paths and numbers in it, no open files, no jax. Its `repr`
+        names the data, the same in every process (a frozen dataclass has that): a run resumes only on the
+        same data.
         """
         ...
 
@@ -145,6 +147,15 @@ class HasEvaluation(Protocol):
 
         Runs outside of jit under the run's mesh; the names are logged as "evaluation/<name>".
         """
+        ...
+
+
+@runtime_checkable
+class HasExport(Protocol):
+    """A task whose result can be used outside of training; see `training.export`."""
+
+    def export(self, params: Params, folder: Path) -> None:
+        """Writes all parameters, frozen ones included, in the form in which the system loads them."""
         ...
 
 

@@ -45,12 +45,9 @@ def test_multistep_against_torch(torch):
 def run_torch(torch, start, gradients, config, factors):
     parameters = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start.items()}
     groups = [
-        {"params": [parameter], "lr": config.lr * factors.get(name, 1.0)}
-        for name, parameter in parameters.items()
+        {"params": [parameter], "lr": config.lr * factors.get(name, 1.0)} for name, parameter in parameters.items()
     ]
-    optimizer = torch.optim.AdamW(
-        groups, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
-    )
+    optimizer = torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
     norms = []
     for gradient in gradients:
         for name, parameter in parameters.items():
@@ -91,9 +88,7 @@ def test_clip_has_torchs_epsilon(torch):
     parameter = torch.nn.Parameter(torch.zeros(3))
     parameter.grad = torch.tensor([3e-7, 0.0, 4e-7])
     torch.nn.utils.clip_grad_norm_([parameter], 2e-7)
-    clipped, _ = optim.clip_by_global_norm(2e-7).update(
-        {"w": jnp.asarray([3e-7, 0.0, 4e-7])}, optax.EmptyState()
-    )
+    clipped, _ = optim.clip_by_global_norm(2e-7).update({"w": jnp.asarray([3e-7, 0.0, 4e-7])}, optax.EmptyState())
     # Without the epsilon the coefficient would be 0.4 instead of 0.1333.
     np.testing.assert_allclose(clipped["w"], parameter.grad.numpy(), rtol=1e-6)
 

@@ -1,5 +1,6 @@
 """Training state, step and reports, piece by piece."""
 
+import io
 import json
 import sys
 from dataclasses import replace
@@ -10,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rvseg_jax import cli
 from rvseg_jax.core.config import ConfigError
+from rvseg_jax.core.errors import InputError
 from rvseg_jax.parallel.mesh import make_mesh
-from rvseg_jax.training import optim, report, tasks
+from rvseg_jax.training import command, optim, report, tasks
+from rvseg_jax.training.checkpoint import read_params
 from rvseg_jax.training.config import OptimizerConfig, default, parse
 from rvseg_jax.training.state import abstract, create, initial_params, merge, partition, size, trainable
 from rvseg_jax.training.step import batch_sharding, make_train_step, task_loss
@@ -242,3 +246,53 @@ def test_meter():
     assert values["samples_per_second"] > 0 and values["data_wait"] == 1.0
     assert meter.read()["samples_per_second"] == 0.0
     assert 0.01 < report.memory_gib() < 1000
+
+
+def test_progress_bar_on_a_terminal(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    rows = report.Report(tmp_path, start=2, steps=5, tensorboard=False)
+    rows.row(3, {"loss": 0.5})
+    rows.progress(3, 0.5)
+    rows.close()
+    assert "3/5" in terminal.getvalue() and "loss 0.5" in terminal.getvalue()
+
+
+def test_command_line_words():
+    words = ["tiny/x", "--workdir", "w", "--config.optimizer.lr=1e-4", "steps=3", "--set", "a.b=c", "--workdir=w"]
+    assert command.expand(words) == [
+        "tiny/x",
+        "--workdir",
+        "w",
+        "--set=optimizer.lr=1e-4",
+        "--set=steps=3",
+        "--set",
+        "a.b=c",
+        "--workdir=w",
+    ]
+
+
+def test_command_line_with_a_bad_key_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.py").write_text(
+        "from rvseg_jax.configs import base\n\n\n"
+        "def get_config():\n    return base.get_config('toy_regression:Regression')\n"
+    )
+    code = cli.main(["train", "recipe.py", "--set", "optimizer.lrate=1"])
+    assert code == 2
+    assert capsys.readouterr().err == (
+        "rvseg: error: unknown config key 'optimizer.lrate': did you mean 'optimizer.lr'?\n"
+    )
+    assert cli.main(["train", "recipe.py", "--set", "steps=2", "--set", "log.tensorboard=false"]) == 0
+    assert [row["step"] for row in report.read_rows(tmp_path / "runs" / "recipe")] == [2]
+
+
+def test_reading_where_nothing_was_trained(tmp_path):
+    with pytest.raises(InputError, match="holds no training run"):
+        read_params(tmp_path)
+    assert not list(tmp_path.iterdir())
