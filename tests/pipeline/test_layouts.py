@@ -16,6 +16,7 @@ from rvseg_jax.input_pipeline.datasets.moving_shapes import (
     to_mevis,
     to_ref_davis,
 )
+from rvseg_jax.input_pipeline.sources import FrameFolder
 
 from rvseg_jax.cli.dispatch import main
 from rvseg_jax.core.errors import InputError
@@ -56,6 +57,8 @@ def test_masks_come_back_exactly(split):
     assert {"several", "absent"} <= kinds
 
 
+# pycocotools is built for an older numpy.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_pycocotools_reads_the_masks(split):
     from pycocotools import mask as coco
 
@@ -151,6 +154,22 @@ def test_real_clips_keep_their_gaps(shared_data):
         for mask, name in zip(sample.masks, sample.frame_names, strict=True):
             truth = np.asarray(Image.open(root / "Annotations" / "480p" / item.video / f"{name}.png"))
             assert (mask == (truth > 0)).all()
+
+
+def test_a_folder_of_frames_without_a_list(tmp_path):
+    from PIL import Image
+
+    for name in ("f10", "f2", "f1"):
+        Image.new("RGB", (4, 3), (int(name[1:]), 0, 0)).save(tmp_path / f"{name}.png")
+    (tmp_path / "notes.txt").write_text("no frame")
+    folder = FrameFolder(tmp_path)
+    assert folder.names == ("f1", "f2", "f10") and len(folder) == 3 and folder.size() == (3, 4)
+    assert folder.read([2, 0])[:, 0, 0, 0].tolist() == [10, 1]
+    Image.new("RGB", (5, 3)).save(tmp_path / "f2.png")
+    with pytest.raises(InputError, match=r"f2.png has size \(3, 5\)"):
+        folder.read()
+    with pytest.raises(InputError, match="f3.jpg is missing"):
+        FrameFolder(tmp_path, ["f1", "f3"])
 
 
 def test_predictions_and_the_archive_for_the_server(tmp_path):

@@ -26,6 +26,7 @@ PINNED = {
     ("held_out_absent", 2): "248d32fe42c7d1cc6af9cbcbe6443de351d21a8b348a3a897a51965daccd3097",
 }
 HELD_OUT_HASH = "0e139084bc75932c6f1c627b18589a9df1dd2c8b56b0b87941e493fb51acb331"
+ABSENT_HASH = "f8351565e42cdc1e108a2e5fdcc11b31da7c07466df66b29c0ea1c9f1acdca45"
 
 
 @pytest.mark.parametrize(("split", "index"), PINNED)
@@ -37,6 +38,7 @@ def test_samples_are_the_same_on_every_machine(split, index):
 @pytest.mark.slow
 def test_the_held_out_list_never_changes():
     assert list_hash(held_out()) == HELD_OUT_HASH
+    assert list_hash(held_out(absent=True)) == ABSENT_HASH
 
 
 def test_a_sample_depends_on_its_index_alone():
