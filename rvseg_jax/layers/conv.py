@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from rvseg_jax.core.platform import target_platform
 from rvseg_jax.core.precision import Precision
+from rvseg_jax.parallel import platform
 
 Padding = Literal["SAME", "VALID"] | Sequence[tuple[int, int]]
 
@@ -56,7 +56,7 @@ class Conv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Shapes: x [B, *spatial, in] -> [B, *spatial', out]."""
         compute = self.precision.compute
-        folded = self.impl == "folded" or (self.impl == "auto" and target_platform() == "cpu")
+        folded = self.impl == "folded" or (self.impl == "auto" and platform() == "cpu")
         convolve = _fold_time if folded and len(self.strides) == 3 and self.padding != "SAME" else _convolve
         y = convolve(compute(x), compute(self.kernel[...]), self.strides, self.padding, self.precision.matmul)
         return y if self.bias is None else y + compute(self.bias[...])
