@@ -147,22 +147,16 @@ def _print(evaluation: Evaluation, folder: Path) -> None:
     for name, group in _groups(summary).items():
         _print_group(name, group)
     for name, margin in summary.get("margins", {}).items():
-        if margin is not None:
-            print(f"margin over {name}: {margin['mean']:.4f} [{margin['low']:.4f}, {margin['high']:.4f}]")
-    absent = summary.get("absent")
-    if absent:
-        accuracies = ", ".join(f"{name} {_number(absent[name])}" for name in ("N-acc", "T-acc"))
-        print(f"absent targets: {absent['samples']}, {accuracies}")
+        _print_interval(f"margin over {name}", margin)
+    for name, accuracy in summary.get("accuracies", {}).items():
+        _print_interval(name, accuracy)
     print(f"details in {folder}")
 
 
 def _groups(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The groups that are worth a line, by name."""
-    if "held_out" not in summary:
-        return {"overall": summary["overall"]} | (
-            {"by sentence": summary["by_sentence"]} if summary.get("by_sentence") else {}
-        )
-    return {"held out": summary["held_out"], **summary["by_kind"], **summary["controls"]}
+    groups = {"overall": summary["overall"], **summary.get("by_kind", {}), **summary.get("controls", {})}
+    return groups | ({"by sentence": summary["by_sentence"]} if summary.get("by_sentence") else {})
 
 
 def _print_group(name: str, group: Mapping[str, Any]) -> None:
@@ -170,6 +164,13 @@ def _print_group(name: str, group: Mapping[str, Any]) -> None:
     interval = group.get("J&F_interval")
     band = f"  95% [{interval['low']:.4f}, {interval['high']:.4f}]" if interval else ""
     print(f"{name}: {numbers}{band}")
+
+
+def _print_interval(name: str, interval: Mapping[str, float] | None) -> None:
+    if interval is None:
+        print(f"{name}: none")
+    else:
+        print(f"{name}: {interval['mean']:.4f}  95% [{interval['low']:.4f}, {interval['high']:.4f}]")
 
 
 def _number(value: float | None) -> str:

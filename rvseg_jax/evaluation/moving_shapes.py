@@ -105,17 +105,15 @@ def summary(scores: Sequence[Score]) -> Mapping[str, Any]:
     two has been scored on are left out of it.
     """
     runs = {run: [score for score in scores if score.expression == run] for run in (*_RUNS, ABSENT)}
-    accuracies = summarise([*runs[TARGET], *runs[ABSENT]])
     controls = (*MODEL_CONTROLS, *TRUTH_CONTROLS)
     return {
-        "held_out": summarise(runs[TARGET]),
+        "overall": summarise(runs[TARGET]),
         "by_kind": grouped(runs[TARGET], lambda score: score.kind),
         "controls": {run: summarise(runs[run]) for run in controls},
         "margins": {run: margin(runs[TARGET], runs[run]) for run in controls},
-        "absent": {
-            "samples": len(runs[ABSENT]),
-            "N-acc": accuracies.get("N-acc"),
-            "T-acc": accuracies.get("T-acc"),
+        "accuracies": {
+            "N-acc": _mean([score.said_empty for score in runs[ABSENT]]),
+            "T-acc": _mean([not score.said_empty for score in runs[TARGET]]),
         },
     }
 
@@ -123,5 +121,9 @@ def summary(scores: Sequence[Score]) -> Mapping[str, Any]:
 def margin(scores: Sequence[Score], control: Sequence[Score]) -> dict[str, float] | None:
     """Mean difference in J&F between two runs over the same clips, with its interval; None without a clip in common."""
     other = {score.video: score.jf for score in control}
-    differences = [score.jf - other[score.video] for score in scores if score.video in other]
-    return bootstrap.interval(np.array(differences)).as_dict() if differences else None
+    return _mean([score.jf - other[score.video] for score in scores if score.video in other])
+
+
+def _mean(values: Sequence[float]) -> dict[str, float] | None:
+    """The mean with its interval, None of nothing."""
+    return bootstrap.interval(np.array(values)).as_dict() if values else None

@@ -75,12 +75,12 @@ def _print(report: Report, verbose: bool) -> None:
     case = report.case
     print(f"{'PASS' if report.passed else 'FAIL'}  {case.part}/{case.kind}  {case.path}")
     width = max(len(row.name) for row in report.rows)
-    print(f"  {'output':<{width}}  {'max error':>10}  {'relative':>10}  {'allowed':>10}")
+    print(f"  {'output':<{width}}  {'max error':>12}  {'relative':>10}  {'allowed':>12}")
     for row in report.rows:
         numbers = "" if row.status in ("missing", "shape", "dtype", "not exposed") else _numbers(row)
         mark = _MARKS.get(row.status, "FAIL")
         remark = row.note or ("tap that this library does not expose" if row.status == "not exposed" else "")
-        print(f"  {row.name:<{width}}  {numbers:<34}  {mark:<4}  {remark}".rstrip())
+        print(f"  {row.name:<{width}}  {numbers:<38}  {mark:<4}  {remark}".rstrip())
     failed = [row.name for row in report.rows if not row.passed]
     if failed:
         tap = report.first_diverging_tap
@@ -92,9 +92,9 @@ def _print(report: Report, verbose: bool) -> None:
 
 
 def _numbers(row: Row) -> str:
-    error = f"{int(row.error)} px" if row.unit == "elements" else f"{row.error:.2e}"
-    allowed = f"{int(row.allowed)} px" if row.unit == "elements" else f"{row.allowed:.1e}"
-    return f"{error:>10}  {row.relative:>10.2e}  {allowed:>10}"
+    error = f"{int(row.error)} values" if row.unit == "elements" else f"{row.error:.2e}"
+    allowed = f"{int(row.allowed)} values" if row.unit == "elements" else f"{row.allowed:.1e}"
+    return f"{error:>12}  {row.relative:>10.2e}  {allowed:>12}"
 
 
 def _as_json(report: Report) -> dict[str, Any]:

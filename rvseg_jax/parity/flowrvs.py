@@ -35,8 +35,9 @@ _SCHEDULES: tuple[flow.ScheduleKind, ...] = ("mevis", "demo")
 
 _DIT = Fields(
     build=frozenset(entry.name for entry in fields(WanTransformerConfig)) - {"precision"},
-    # The weights say whether the video is injected, and image-to-video fields must be null.
-    ignored=frozenset({"use_dvi", "mask_branch", "image_dim", "added_kv_proj_dim", "pos_embed_seq_len"}),
+    # Image-to-video fields must be null.
+    call=frozenset({"use_dvi"}),
+    ignored=frozenset({"mask_branch", "image_dim", "added_kv_proj_dim", "pos_embed_seq_len"}),
 )
 _VAE = Fields(
     build=frozenset(entry.name for entry in fields(WanVAEConfig)) - {"precision", "conv_impl", "temporal_downsample"}
@@ -55,7 +56,7 @@ _SURGERY = Fields(call=frozenset({"video_latent_channels"}), ignored=frozenset({
 def _dit(case: Case) -> Produced:
     model = _transformer(case, case.config)
     latents = _last(case.input("hidden_states"))
-    if model.cfg.in_channels == 2 * model.cfg.out_channels:
+    if latents.shape[-1] != model.cfg.in_channels:
         latents = np.concatenate([latents, _last(case.input("video_condition"))], axis=-1)
     timestep = case.input("timestep").astype(np.float32)
     forward = _jitted(model, lambda dit, *inputs: dit(*inputs, taps=True))
@@ -89,7 +90,10 @@ def _mask_vae(case: Case) -> Produced:
 
 
 def _wan_vae_rgb(case: Case) -> Produced:
-    vae = _autoencoder(case, case.config)
+    channels = case.config.get("z_dim", WanVAEConfig.z_dim)
+    # This kind normalises nothing, so its config need not state the statistics of the latents.
+    neutral = {"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
+    vae = _autoencoder(case, {**neutral, **case.config})
     decoded = _jitted(vae, lambda model, latents: model.decode(latents, clamp=False))(_last(case.input("latent")))
     posterior = _jitted(vae, lambda model, pixels: model.encode(pixels))(_last(case.input("one_frame")))
     return Produced(
@@ -119,7 +123,7 @@ def _euler(case: Case) -> Produced:
     features = TextFeatures(jnp.asarray(text), jnp.zeros(text.shape[1], jnp.float32))
     forward = _jitted(dit, lambda model, state, time: model(state_input(system, state, start), time, text))
     size = (case.config["source_height"], case.config["source_width"])
-    steps = case.config["num_steps"]
+    steps = [int(count) for count in np.atleast_1d(case.config["num_steps"])]
     # Inference as users run it, with folded time vectors, for the first schedule; the others share its decoder.
     inference = Inference.of(replace(system, num_steps=steps[0], schedule=_SCHEDULES[0]), dit, vae)
     outputs: dict[str, np.ndarray] = {"x0": _first(start)}
@@ -190,7 +194,10 @@ def _system(case: Case) -> tuple[FlowRVSConfig, WanTransformer, WanVAE]:
 
 
 def _transformer(case: Case, config: Mapping[str, Any]) -> WanTransformer:
-    return from_torch("wan_dit", case.weights, WanTransformerConfig.from_upstream(config))
+    cfg = WanTransformerConfig.from_upstream(config)
+    if config.get("use_dvi") and cfg.in_channels == cfg.out_channels:  # the config before the network was widened
+        cfg = cfg.with_direct_video_injection()
+    return from_torch("wan_dit", case.weights, cfg)
 
 
 def _autoencoder(case: Case, config: Mapping[str, Any]) -> WanVAE:
