@@ -6,7 +6,7 @@ It differs from T5 in that every layer has its own relative position bias.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ class UMT5Attention(nnx.Module):
 
     def __init__(self, cfg: UMT5Config, *, rngs: nnx.Rngs):
         inner = cfg.num_heads * cfg.d_kv
-        options = {"precision": cfg.precision, "rngs": rngs}
+        options: dict[str, Any] = {"precision": cfg.precision, "rngs": rngs}
         self.q = Linear(cfg.d_model, inner, use_bias=False, **options)
         self.k = Linear(cfg.d_model, inner, use_bias=False, **options)
         self.v = Linear(cfg.d_model, inner, use_bias=False, **options)
@@ -109,7 +109,7 @@ class UMT5Block(nnx.Module):
     """Pre-normalised self-attention and gated feed-forward."""
 
     def __init__(self, cfg: UMT5Config, *, rngs: nnx.Rngs):
-        options = {"precision": cfg.precision, "rngs": rngs}
+        options: dict[str, Any] = {"precision": cfg.precision, "rngs": rngs}
         self.attention_norm = RMSNorm(cfg.d_model, eps=cfg.layer_norm_epsilon, **options)
         self.attention = UMT5Attention(cfg, rngs=rngs)
         self.ffn_norm = RMSNorm(cfg.d_model, eps=cfg.layer_norm_epsilon, **options)
@@ -126,11 +126,33 @@ class UMT5Encoder(nnx.Module):
     """Encodes token ids; dropout is always off."""
 
     def __init__(self, cfg: UMT5Config, *, rngs: nnx.Rngs):
-        options = {"precision": cfg.precision, "rngs": rngs}
+        options: dict[str, Any] = {"precision": cfg.precision, "rngs": rngs}
         self.cfg = cfg
         self.shared = Embed(cfg.vocab_size, cfg.d_model, **options)
         self.blocks = stack.stacked(lambda keys: UMT5Block(cfg, rngs=keys), cfg.num_layers, rngs=rngs)
         self.final_layer_norm = RMSNorm(cfg.d_model, eps=cfg.layer_norm_epsilon, **options)
+
+    @overload
+    def __call__(
+        self,
+        ids: jax.Array,
+        mask: jax.Array,
+        *,
+        taps: Literal[False] = False,
+        mode: stack.Mode = "scan",
+        remat: stack.Remat = "none",
+    ) -> jax.Array: ...
+
+    @overload
+    def __call__(
+        self,
+        ids: jax.Array,
+        mask: jax.Array,
+        *,
+        taps: Literal[True] | tuple[str, ...],
+        mode: stack.Mode = "scan",
+        remat: stack.Remat = "none",
+    ) -> tuple[jax.Array, dict[str, jax.Array]]: ...
 
     def __call__(
         self,
@@ -224,7 +246,7 @@ def encode_blockwise(
     _check_inputs(ids, mask)
     rows, places = np.unique(np.asarray(ids), return_inverse=True)
     x = cfg.precision.compute(jnp.asarray(np.asarray(embedding[rows]))[places.reshape(ids.shape)])
-    buckets, mask = jnp.asarray(position_buckets(cfg, ids.shape[1])), jnp.asarray(mask)
+    buckets = position_buckets(cfg, ids.shape[1])
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: UMT5Block(cfg, rngs=nnx.Rngs(0))))
     count = 0
     for state in layer_states:

@@ -5,7 +5,7 @@ compute the same; parameter paths follow their names.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,8 @@ class WanTransformer(nnx.Module):
         self.cfg = cfg
         self.patch_embedding = PatchEmbedding(cfg, rngs=rngs)
         self.condition_embedder = ConditionEmbedder(cfg, rngs=rngs)
-        self.blocks = stack.stacked(lambda keys: WanBlock(cfg, rngs=keys), cfg.num_layers, rngs=rngs)
+        blocks = stack.stacked(lambda keys: WanBlock(cfg, rngs=keys), cfg.num_layers, rngs=rngs)
+        self.blocks = cast(WanBlock, blocks)  # with a leading [L] on every parameter
         self.norm_out = AdaNorm(cfg, rngs=rngs)
         outputs = math.prod(cfg.patch_size) * cfg.out_channels
         self.proj_out = Linear(cfg.inner_dim, outputs, precision=cfg.precision, rngs=rngs)
@@ -71,6 +72,34 @@ class WanTransformer(nnx.Module):
             blocks=self.blocks.scale_shift_table[...].astype(jnp.float32) + projection,
             out=self.scale_shift_table[...].astype(jnp.float32) + embedding[:, None],
         )
+
+    @overload
+    def __call__(
+        self,
+        latents: jax.Array,
+        timestep: jax.Array | None,
+        text: jax.Array,
+        *,
+        modulation: Modulation | None = None,
+        text_bias: jax.Array | None = None,
+        taps: Literal[False] = False,
+        mode: stack.Mode = "scan",
+        remat: stack.Remat = "none",
+    ) -> jax.Array: ...
+
+    @overload
+    def __call__(
+        self,
+        latents: jax.Array,
+        timestep: jax.Array | None,
+        text: jax.Array,
+        *,
+        modulation: Modulation | None = None,
+        text_bias: jax.Array | None = None,
+        taps: Literal[True] | tuple[str, ...],
+        mode: stack.Mode = "scan",
+        remat: stack.Remat = "none",
+    ) -> tuple[jax.Array, dict[str, jax.Array]]: ...
 
     def __call__(
         self,
@@ -108,13 +137,13 @@ class WanTransformer(nnx.Module):
             neither of `timestep` and `modulation`, or for an unknown tap.
         """
         cfg, grid = self.cfg, self._grid(latents.shape)
-        if (timestep is None) == (modulation is None):
-            raise ValueError("give either a timestep or its folded modulation")
         names = self._tap_names(taps, folded=timestep is None)
         seen: dict[str, jax.Array] = {}
-        if timestep is not None:
+        if timestep is not None and modulation is None:
             seen["temb"], seen["time_proj"] = self.condition_embedder.time(timestep)
             modulation = self._modulation(seen["temb"], seen["time_proj"])
+        elif timestep is not None or modulation is None:
+            raise ValueError("give either a timestep or its folded modulation")
         seen["text"] = constrain(self.condition_embedder.text(text), "batch", None, "embed")
         if text_bias is not None:
             text_bias = jnp.broadcast_to(text_bias, text.shape[:2])[:, None, None, :]
@@ -154,7 +183,7 @@ class WanTransformer(nnx.Module):
         return frames, height, width
 
     def _tap_names(self, taps: bool | tuple[str, ...], *, folded: bool) -> tuple[str, ...]:
-        known = () if folded else ("temb", "time_proj")
+        known: tuple[str, ...] = () if folded else ("temb", "time_proj")
         known += ("text", "patch_embedding", *(f"block{layer}" for layer in range(self.cfg.num_layers)))
         if isinstance(taps, bool):
             return known if taps else ()

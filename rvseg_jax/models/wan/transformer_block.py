@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,8 @@ class PatchEmbedding(Conv):
         compute, (pt, ph, pw) = self.precision.compute, self.strides
         patches = rearrange(compute(latents), "b (t pt) (h ph) (w pw) c -> b (t h w) (pt ph pw c)", pt=pt, ph=ph, pw=pw)
         kernel = compute(self.kernel[...]).reshape(patches.shape[-1], -1)
-        return jnp.matmul(patches, kernel, precision=self.precision.matmul) + compute(self.bias[...])
+        tokens = jnp.matmul(patches, kernel, precision=self.precision.matmul)
+        return tokens if self.bias is None else tokens + compute(self.bias[...])
 
 
 def unpatchify(tokens: jax.Array, grid: tuple[int, int, int], patch_size: tuple[int, int, int]) -> jax.Array:
@@ -84,7 +86,7 @@ class ConditionEmbedder(nnx.Module):
 
     def __init__(self, cfg: WanTransformerConfig, *, rngs: nnx.Rngs):
         width = cfg.inner_dim
-        time = {"precision": _in_float32(cfg), "rngs": rngs}
+        time: dict[str, Any] = {"precision": _in_float32(cfg), "rngs": rngs}
         self.time_embedder = MLP(cfg.freq_dim, width, width, activation="silu", **time)
         self.time_proj = Linear(width, 6 * width, **time)
         self.text_embedder = MLP(cfg.text_dim, width, width, activation="gelu_tanh", precision=cfg.precision, rngs=rngs)
@@ -123,7 +125,8 @@ class WanAttention(nnx.Module):
     """Attention with RMS-normalised queries and keys; the norm acts over all heads together."""
 
     def __init__(self, cfg: WanTransformerConfig, *, rngs: nnx.Rngs):
-        width, options = cfg.inner_dim, {"precision": cfg.precision, "rngs": rngs}
+        width = cfg.inner_dim
+        options: dict[str, Any] = {"precision": cfg.precision, "rngs": rngs}
         self.to_q = Linear(width, width, **options)
         self.to_k = Linear(width, width, **options)
         self.to_v = Linear(width, width, **options)
@@ -164,7 +167,8 @@ class WanBlock(nnx.Module):
     """Self-attention and feed-forward under adaLN with gates, and between them an ungated cross-attention."""
 
     def __init__(self, cfg: WanTransformerConfig, *, rngs: nnx.Rngs):
-        width, options = cfg.inner_dim, {"precision": cfg.precision, "rngs": rngs}
+        width = cfg.inner_dim
+        options: dict[str, Any] = {"precision": cfg.precision, "rngs": rngs}
         self.norm1 = AdaNorm(cfg, rngs=rngs)
         self.attn1 = WanAttention(cfg, rngs=rngs)
         self.norm2 = LayerNorm(width, eps=cfg.eps, **options) if cfg.cross_attn_norm else None
