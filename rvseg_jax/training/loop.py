@@ -199,6 +199,7 @@ class _Trainer:
         self._batches = batches
         self._meta = meta
         self._state = state
+        self._start = start
         self._done = start
         # Positions of the data after the newest steps: a bad step is noticed one step late, and the state
         # before it is then saved with the position that belongs to it.
@@ -276,6 +277,8 @@ class _Trainer:
         if step % self._settings.log.every == 0 or step == self._settings.steps:
             system = {**self._meter.read(), "memory_gib": memory_gib(), "recompiles": self._step.traces - 1}
             self._report.row(step, {**values, **system})
+        elif step == self._start + 1:
+            self._meter.restart()  # compilation is over
 
     def _evaluate(self) -> dict[str, float]:
         assert isinstance(self._task, HasEvaluation)  # checked when the run was prepared

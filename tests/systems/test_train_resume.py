@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -229,23 +230,38 @@ def get_config():
 """
 
 
-def test_sigterm_saves_and_the_run_goes_on_to_the_last_bit(tmp_path):
-    (tmp_path / "recipe.py").write_text(RECIPE)
-    workdir = tmp_path / "run"
-    command = [sys.executable, "train.py", str(tmp_path / "recipe.py"), "--workdir", str(workdir)]
+@contextmanager
+def training(folder, workdir, *words):
+    """`train.py` at work on the recipe, in a process of its own that does not outlive the block."""
+    (folder / "recipe.py").write_text(RECIPE)
+    command = [sys.executable, "train.py", str(folder / "recipe.py"), "--workdir", str(workdir), *words]
     environment = {**os.environ, "PYTHONPATH": str(HERE)}
     root = HERE.parent.parent
     process = subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
     try:
-        metrics = workdir / "metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while not (metrics.exists() and "loss" in metrics.read_text()):
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        errors = process.communicate(timeout=60)[1]
+        yield process
     finally:
         process.kill()
+        process.wait()
+
+
+def wait_for(process, condition):
+    deadline = time.monotonic() + 180
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.02)
+
+
+def rows_written(workdir):
+    return len(read_rows(workdir)) if (workdir / "metrics.jsonl").exists() else 0
+
+
+def test_sigterm_saves_and_the_run_goes_on_to_the_last_bit(tmp_path):
+    workdir = tmp_path / "run"
+    with training(tmp_path, workdir) as process:
+        wait_for(process, lambda: rows_written(workdir) > 0)
+        process.send_signal(signal.SIGTERM)
+        errors = process.communicate(timeout=120)[1]
     assert process.returncode == 0, errors
     step = Checkpoints(workdir).latest()
     assert f"stopped by SIGTERM after step {step}, which is saved" in errors
@@ -253,6 +269,24 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_last_bit(tmp_path):
 
     # The saved run read its data in a worker process; to go on without one makes no difference to the numbers.
     config = configs.load(tmp_path / "recipe.py", [f"steps={step + 5}", "loader.num_workers=0"])
+    resumed = run(config, workdir)
+    straight = run(config, tmp_path / "straight")
+    assert numbers(workdir) == numbers(tmp_path / "straight")
+    assert_same_state(resumed.state, straight.state)
+
+
+@pytest.mark.slow
+def test_killed_while_it_saves_the_run_goes_on_to_the_last_bit(tmp_path):
+    workdir = tmp_path / "run"
+    words = ["checkpoint.every=1", "log.every=1", "log.tensorboard=false"]
+    for further in (3, 4, 6):  # with a save at every step, hardly a moment lies outside of one
+        goal = rows_written(workdir) + further
+        with training(tmp_path, workdir, *words) as process:
+            wait_for(process, lambda goal=goal: rows_written(workdir) >= goal)
+            process.kill()
+    step = Checkpoints(workdir).latest()
+    assert step >= 3
+    config = configs.load(tmp_path / "recipe.py", [*words, f"steps={step + 3}", "loader.num_workers=0"])
     resumed = run(config, workdir)
     straight = run(config, tmp_path / "straight")
     assert numbers(workdir) == numbers(tmp_path / "straight")
