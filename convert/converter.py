@@ -114,9 +114,7 @@ def stored_leaf(found: Fit, leaf: str) -> np.ndarray:
     """A leaf as it is stored, made from the torch tensors."""
     whole = tuple(slice(None) for _ in found.plan.leaf_shapes[leaf])
     dtype = found.skeleton.dtypes[leaf]
-    array = engine.leaf_slice(found.plan, found.match, found.tensors, leaf, dtype, whole)
-    engine.release(found.tensors)
-    return array
+    return engine.leaf_slice(found.plan, found.match, found.tensors, leaf, dtype, whole)
 
 
 def kept_tensors(found: Fit) -> dict[str, np.ndarray]:

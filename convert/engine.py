@@ -126,6 +126,7 @@ def leaf_slice(
         moved = move.to_leaves([tensors[match.stored[key]] for key in move.keys])[position]
         where = tuple(at - start for at, (start, _, _) in zip(move.row, bounds, strict=False))
         out[where] = moved[index[depth:]]
+        release(tensors)
     return out
 
 
@@ -175,7 +176,6 @@ def fill(
     for leaf, dtype in model.dtypes.items():
         sharding = None if shardings is None else shardings[leaf]
         arrays[leaf] = device_leaf(plan, match, tensors, leaf, dtype, sharding)
-        release(tensors)
     return model.module(arrays)
 
 

@@ -18,7 +18,8 @@ from rvseg_jax.convert.rules import Table
 NAME = "manifest.json"
 FORMAT = "rvseg_jax checkpoint"
 VERSION = 1
-BLOCK = 2**24
+BLOCK = 2**24  # bytes of a file that are hashed at once
+SUM_BLOCK = 2**20  # entries of a leaf that are summed at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +171,8 @@ def leaf_record(array: np.ndarray) -> LeafRecord:
     """Shape, number format, sum and largest magnitude of a leaf; sums run in float64, block by block."""
     total, largest = 0.0, 0.0
     flat = array.reshape(-1)
-    for start in range(0, flat.size, BLOCK):
-        block = flat[start : start + BLOCK].astype(np.float64)
+    for start in range(0, flat.size, SUM_BLOCK):
+        block = flat[start : start + SUM_BLOCK].astype(np.float64)
         total += float(block.sum())
         largest = max(largest, float(np.abs(block).max()))
     return LeafRecord(tuple(array.shape), str(array.dtype), total, largest)

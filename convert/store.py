@@ -133,8 +133,8 @@ def load_part(
         )
         for leaf, dtype in model.dtypes.items()
     }
-    largest = max(record.leaves.values(), key=lambda leaf: np.prod(leaf.shape))
-    return model.module(_restore(folder / name, arguments, 8 * int(np.prod(largest.shape))))
+    largest = max(4 * int(np.prod(shape)) for shape in model.shapes.values())
+    return model.module(_restore(folder / name, arguments, largest))
 
 
 def part_record(folder: epath.Path, manifest: Manifest, name: str) -> PartRecord:
@@ -185,7 +185,9 @@ def check_leaves(folder: epath.Path, name: str, record: PartRecord, shapes: Mapp
 
 
 def _restore(path: epath.Path, arguments: Mapping[str, Any], largest: int) -> dict[str, Any]:
-    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=1 + -(-largest // GIGABYTE) if largest else 96)
+    # Orbax reads many leaves at once; on a host whose devices are its own memory that would double the model.
+    limit = 1 + largest // GIGABYTE if largest else None
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=limit)
     tree = tree_paths.unflatten({leaf: 0 for leaf in arguments})
     try:
         with ocp.Checkpointer(handler) as checkpointer:
