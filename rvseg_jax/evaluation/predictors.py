@@ -35,12 +35,17 @@ Predict = Callable[[Sequence[ReferringSample]], Sequence[Prediction]]
 
 
 def from_system(system: System, options: SegmentOptions | None = None) -> Predict:
-    """Predictions of a loaded system; the sentences of one call run together on the clip."""
+    """Predictions of a loaded system; the sentences of one call run together on the clip.
+
+    Raises:
+      RuntimeError: when called, if the system gives masks for fewer frames than the clip has.
+    """
     chosen = options or SegmentOptions()
 
     def predict(samples: Sequence[ReferringSample]) -> list[Prediction]:
         frames = samples[0].frames
         masks = np.zeros((len(samples), *frames.shape[:3]), bool)
+        given = 0
         chunks = system.segment(ArrayVideo(frames), [sample.text for sample in samples], options=chosen)
         while True:
             try:
@@ -49,6 +54,9 @@ def from_system(system: System, options: SegmentOptions | None = None) -> Predic
                 verdicts = end.value
                 break
             masks[:, chunk.start : chunk.start + chunk.masks.shape[1]] = chunk.masks
+            given += chunk.masks.shape[1]
+        if given != len(frames):
+            raise RuntimeError(f"system {system.name!r} gave masks for {given} of {len(frames)} frames")
         return [Prediction(own, verdict.status) for own, verdict in zip(masks, verdicts, strict=True)]
 
     return predict

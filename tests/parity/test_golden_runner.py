@@ -326,7 +326,7 @@ def test_recorded_transformer_of_another_size_passes(torch, tmp_path, capsys):
     assert names == ["tap/temb", "tap/time_proj", "tap/text", "tap/block0", "tap/block1", "tap/block2", "velocity"]
 
 
-@pytest.mark.parametrize("kind", ["mask_vae", "wan_vae_rgb"])
+@pytest.mark.parametrize("kind", ["mask_vae", pytest.param("wan_vae_rgb", marks=pytest.mark.slow)])
 def test_recorded_autoencoder_of_another_size_passes(kind, torch, tmp_path):
     diffusers = pytest.importorskip("diffusers")
     from rvseg_jax.parity.record import Recording, record

@@ -161,6 +161,17 @@ def test_function_and_system_predictors():
     assert found[0].masks[:, 0, 0].tolist() == [False, True, True] and not found[1].masks.any()
 
 
+def test_a_system_that_stops_early_is_an_error():
+    class Short(Fake):
+        def segment(self, video, texts, **options):
+            chunks = super().segment(video, texts)
+            yield next(chunks)
+            return [Verdict("ok", 0.5)] * len(texts)
+
+    with pytest.raises(RuntimeError, match="1 of 3 frames"):
+        from_system(Short())(SOURCE[:2])
+
+
 class Fake:
     """A system in two chunks: the first sentence gets everything from frame 1 on, the others nothing."""
 
