@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rvseg_jax.ops.resize import cubic_kernel
 
@@ -39,23 +40,22 @@ def grid_sample(
     if x.ndim != 4 or grid.ndim < 2 or grid.shape[0] != x.shape[0] or grid.shape[-1] != 2:
         raise ValueError(f"x {x.shape} and grid {grid.shape}: give [B, H, W, C] and [B, ..., 2] with the same B")
     batch, height, width, channels = x.shape
-    points = grid.astype(jnp.float32).reshape(batch, -1, 2)
+    points = jnp.asarray(grid, jnp.float32).reshape(batch, -1, 2)
     columns = _pixels(points[..., 0], width, align_corners)
     rows = _pixels(points[..., 1], height, align_corners)
     border = padding_mode == "border"
     if border and mode != "bicubic":
         # Bicubic clamps its taps one by one, the others the position, which then has no gradient outside.
         columns, rows = _clamp(columns, width), _clamp(rows, height)
-    x_taps, y_taps = _taps(columns, width, mode, border), _taps(rows, height, mode, border)
+    x_index, x_weight = _taps(columns, width, mode, border)
+    y_index, y_weight = _taps(rows, height, mode, border)
 
+    # All taps of a point in one gather: sixteen of them for bicubic compile many times slower.
+    index = (y_index[:, None] * width + x_index[None]).reshape(-1, *columns.shape)
+    weight = (y_weight[:, None] * x_weight[None]).reshape(-1, *columns.shape)
     pixels = x.reshape(batch, height * width, channels)
-    out = jnp.zeros((*points.shape[:2], channels), jnp.float32)
-    for row, row_weight in y_taps:
-        for column, column_weight in x_taps:
-            value = jax.vmap(lambda image, index: jnp.take(image, index, axis=0, mode="clip"))(
-                pixels, row * width + column
-            )
-            out = out + value.astype(jnp.float32) * (row_weight * column_weight)[..., None]
+    gather = jax.vmap(lambda image, index: jnp.take(image, index, axis=0, mode="clip"), (0, 1), 1)
+    out = jnp.sum(gather(pixels, index).astype(jnp.float32) * weight[..., None], axis=0)
     return out.astype(x.dtype).reshape(*grid.shape[:-1], channels)
 
 
@@ -73,28 +73,22 @@ def _clamp(position: jax.Array, size: int) -> jax.Array:
     return jnp.where(inside, position, limit)
 
 
-def _taps(position: jax.Array, size: int, mode: str, border: bool) -> list[tuple[jax.Array, jax.Array]]:
-    """(pixel, weight) pairs along one axis, pixels valid indices and weights float32, both like `position`."""
+def _taps(position: jax.Array, size: int, mode: str, border: bool) -> tuple[jax.Array, jax.Array]:
+    """The pixels that count along one axis, as valid indices, and their float32 weights; both [taps, B, P]."""
     # Far outside, nothing counts but the side; this keeps the integers in range and the weights finite.
     position = jnp.where(jnp.isnan(position), -4.0, jnp.clip(position, -4.0, size + 3.0))
-    offsets: tuple[int, ...]
+    first = jax.lax.stop_gradient(jnp.round(position) if mode == "nearest" else jnp.floor(position))
+    offsets = {"nearest": (0,), "bilinear": (0, 1), "bicubic": (-1, 0, 1, 2)}[mode]
+    offset = np.array(offsets, np.int32)[:, None, None]
+    index = first.astype(jnp.int32) + offset
+    distance = position - first - offset
+    distance = jnp.where(distance < 0, -distance, distance)  # jnp.abs has no slope at 0, where torch has one
     if mode == "nearest":
-        first, offsets = jnp.round(position), (0,)
+        weight = jnp.ones_like(distance)
+    elif mode == "bilinear":
+        weight = 1 - distance
     else:
-        first, offsets = jnp.floor(position), (0, 1) if mode == "bilinear" else (-1, 0, 1, 2)
-    first = jax.lax.stop_gradient(first)
-    fraction = position - first
-    taps = []
-    for offset in offsets:
-        index = first.astype(jnp.int32) + offset
-        distance = jnp.where(fraction < offset, offset - fraction, fraction - offset)
-        if mode == "nearest":
-            weight = jnp.ones_like(fraction)
-        elif mode == "bilinear":
-            weight = 1 - distance
-        else:
-            weight = cubic_kernel(distance, -0.75)
-        if not border:
-            weight = jnp.where((index >= 0) & (index < size), weight, 0.0)
-        taps.append((jnp.clip(index, 0, size - 1), weight))
-    return taps
+        weight = cubic_kernel(distance, -0.75)
+    if not border:
+        weight = jnp.where((index >= 0) & (index < size), weight, 0.0)
+    return jnp.clip(index, 0, size - 1), weight

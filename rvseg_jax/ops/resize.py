@@ -64,7 +64,7 @@ def resize(
     out = x if nearest else x.astype(jnp.float32)
     for axis, length, factor in zip((x.ndim - 3, x.ndim - 2), sizes, factors, strict=True):
         if nearest:
-            out = _take(out, axis, _nearest_index(out.shape[axis], length, mode == "nearest-exact", factor))
+            out = _take(out, axis, nearest_index(out.shape[axis], length, mode == "nearest-exact", factor))
         else:
             out = _filter(out, axis, *_taps(out.shape[axis], length, mode, align_corners, antialias, factor))
     return out.astype(x.dtype)
@@ -94,8 +94,8 @@ def _step(inputs: int, outputs: int, align_corners: bool, factor: float | None) 
     return np.float32(1.0 / factor) if factor else np.float32(inputs) / np.float32(outputs)
 
 
-def _nearest_index(inputs: int, outputs: int, exact: bool, factor: float | None) -> np.ndarray:
-    """Input pixel of each output pixel, int [outputs]."""
+def nearest_index(inputs: int, outputs: int, exact: bool, factor: float | None) -> np.ndarray:
+    """Input pixel of each output pixel, int [outputs]; `factor` is the scale factor if one was given."""
     if inputs == outputs and not exact:
         return np.arange(outputs)  # PyTorch copies, whatever the scale factor was
     position = np.arange(outputs, dtype=np.float32)
