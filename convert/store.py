@@ -23,7 +23,7 @@ from rvseg_jax.convert.rules import Shape
 from rvseg_jax.core import precision as precisions
 from rvseg_jax.core import tree_paths
 
-CHUNK_BYTES = 64 * 2**20  # of a stored array: what a process reads at least of a leaf that is sharded
+CHUNK_BYTES = 8 * 2**20  # of a stored array: what is read at least of a leaf that is sharded or read in pieces
 GIGABYTE = 10**9
 
 
@@ -79,12 +79,19 @@ def write_part(folder: epath.Path, name: str, leaves: Mapping[str, LazyLeaf]) ->
     )
     # Weights are noise to a compressor: it takes minutes and saves a few percent.
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers, use_compression=False)
-    options = {leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for leaf in leaves}
+    options = {leaf: _save_options(value) for leaf, value in leaves.items()}
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(
             folder / name,
             args=ocp.args.PyTreeSave(tree_paths.unflatten(leaves), save_args=tree_paths.unflatten(options)),
         )
+
+
+def _save_options(leaf: LazyLeaf) -> ocp.SaveArgs:
+    # A large leaf of three or more axes is a stack of layers: cut between layers first, or reading one layer
+    # would read the chunks of all.
+    stacked = leaf.ndim > 2 and leaf.nbytes > CHUNK_BYTES
+    return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if stacked else ())
 
 
 def read_leaves(folder: epath.Path, name: str, leaves: Iterable[str]) -> dict[str, np.ndarray]:
