@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
-from rvseg_jax.convert import engine, registry
+from rvseg_jax.convert import converter, engine, registry
 from rvseg_jax.convert.api import from_torch, to_torch
 from rvseg_jax.convert.plan import ConversionError
-from rvseg_jax.convert.streaming import layer_states
+from rvseg_jax.convert.streaming import layer_states, open_part
+from safetensors.numpy import save_file
 
 from rvseg_jax.core.tree_paths import flatten, unflatten
 from rvseg_jax.models.umt5 import encoder
@@ -138,9 +139,23 @@ def test_encoding_straight_from_a_checkpoint():
     np.testing.assert_allclose(ours, from_torch("umt5", tensors, TINY)(ids, mask), rtol=1e-5, atol=1e-5)
 
 
+def test_encoding_from_a_converted_checkpoint(tmp_path):
+    tensors = random_tensors(TINY)
+    save_file(tensors, tmp_path / "umt5.safetensors")
+    source = converter.Source((tmp_path / "umt5.safetensors",), config=TINY)
+    converter.convert({"umt5": source}, tmp_path / "out")
+    stored = open_part(tmp_path / "out", "umt5")
+    ids = np.array([[5, 9, 1, 0, 0]])
+    mask = ids > 0
+    ours = encode_blockwise(
+        TINY, stored.rows("shared/embedding"), stored.layers("blocks"), stored.leaf("final_layer_norm/scale"), ids, mask
+    )
+    np.testing.assert_allclose(ours, from_torch("umt5", tensors, TINY)(ids, mask), rtol=1e-5, atol=1e-5)
+
+
 def test_streaming_refuses_what_it_cannot_read():
     tensors = random_tensors(TINY)
-    with pytest.raises(ValueError, match="no stacked module 'layers'"):
+    with pytest.raises(ValueError, match="'layers'"):
         layer_states("umt5", tensors, TINY, stack="layers")
     del tensors["encoder.block.1.layer.0.layer_norm.weight"]
     with pytest.raises(ConversionError, match=r"encoder\.block\.1\.layer\.0\.layer_norm\.weight"):
