@@ -20,7 +20,7 @@ from etils import epath
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.core.tree_paths import flatten, unflatten
 from rvseg_jax.training.config import CheckpointConfig
-from rvseg_jax.training.state import TrainState, merge, partition
+from rvseg_jax.training.state import TrainState, partition
 from rvseg_jax.training.tasks import Params
 
 FOLDER = "checkpoints"
@@ -147,16 +147,15 @@ class Checkpoints:
     def _restore(self, step: int, name: str, target: Any) -> Any:
         where = self._folder / str(step) / name
         if not where.exists():
-            raise InputError(
-                f"checkpoint {where.parent} has no {name!r}: set the config as it was, or use a new workdir"
-            )
+            raise InputError(f"{where.parent} has no {name!r}: set the config as it was, or use a new workdir")
+        if name != "opt_state":  # whose tree follows that of the parameters
+            _check_fit(flatten(self._manager.item_metadata(step)[name]), flatten(target), where)
+        arguments = ocp.args.Composite(**{name: ocp.args.StandardRestore(target)})
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(target)}))[
-                name
-            ]
+            return self._manager.restore(step, args=arguments)[name]
         except (ValueError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"checkpoint {where} does not fit the config ({reason}): use a new workdir") from error
+            raise InputError(f"{where} does not fit the config ({reason}): use a new workdir") from error
 
     def close(self) -> None:
         """Waits for the save under way and ends the writing threads; raises what went wrong in them."""
@@ -164,6 +163,20 @@ class Checkpoints:
             self._manager.wait_until_finished()
         finally:
             self._manager.close()
+
+
+def _check_fit(saved: Mapping[str, Any], wanted: Mapping[str, Any], where: epath.Path) -> None:
+    """Raises InputError, naming the first leaf by path, if two flat trees differ in paths or shapes."""
+    for path in sorted(saved.keys() ^ wanted.keys()):
+        holder = "the checkpoint" if path in saved else "the config's model"
+        raise InputError(f"{where} does not fit the config: only {holder} has {path!r}; use a new workdir")
+    for path, leaf in wanted.items():
+        there, here = list(saved[path].shape), list(leaf.shape)
+        if there != here:
+            raise InputError(
+                f"{where} does not fit the config: {path!r} has shape {there} there and {here} here; "
+                "set the config as it was, or use a new workdir"
+            )
 
 
 def _preservation(config: CheckpointConfig) -> ocp.checkpoint_managers.PreservationPolicy:
@@ -176,42 +189,3 @@ def _preservation(config: CheckpointConfig) -> ocp.checkpoint_managers.Preservat
         keep_checkpoints_without_metrics=False,
     )
     return ocp.checkpoint_managers.AnyPreservationPolicy([newest, best])
-
-
-def read_params(
-    workdir: str | Path,
-    *,
-    step: int | None = None,
-    averaged: bool = True,
-    target: Params | None = None,
-) -> tuple[Params, dict[str, Any]]:
-    """The weights of a training run, for evaluation or export.
-
-    Args:
-      workdir: the run's folder.
-      step: which checkpoint; None takes the newest.
-      averaged: take the moving average where the run keeps one.
-      target: nested `jax.ShapeDtypeStruct` with shardings for all leaves of the task; those that the
-        checkpoint holds are returned. None puts the leaves on the first device.
-
-    Returns:
-      (parameters, meta). The parameters are the trained ones, with the frozen ones if the checkpoint holds
-      them; averages are float32. The meta has the run config as JSON text under "config".
-
-    Raises:
-      InputError: if there is no checkpoint, or not of that step.
-    """
-    checkpoints = Checkpoints(workdir)
-    try:
-        chosen = checkpoints.latest() if step is None else step
-        if chosen is None or chosen not in checkpoints.steps():
-            known = ", ".join(map(str, checkpoints.steps())) or "none"
-            wanted = "" if step is None else f" of step {step}"
-            raise InputError(f"{workdir} has no checkpoint{wanted}; it has: {known}")
-        trained: Item = "ema" if averaged and checkpoints.holds("ema", chosen) else "params"
-        params = checkpoints.read(trained, chosen, target)
-        if checkpoints.holds("frozen", chosen):
-            params = merge(params, checkpoints.read("frozen", chosen, target))
-        return params, checkpoints.document("meta", chosen)
-    finally:
-        checkpoints.close()

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from rvseg_jax.core import config as configs
 from rvseg_jax.core.config import ConfigError
-from rvseg_jax.training.checkpoint import read_params
 from rvseg_jax.training.config import parse
 from rvseg_jax.training.tasks import HasExport, task_class
+from rvseg_jax.training.weights import read_params
 
 
 def export(workdir: str | Path, folder: str | Path, *, step: int | None = None) -> None:

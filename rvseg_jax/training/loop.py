@@ -7,20 +7,18 @@ that was not.
 """
 
 import math
-import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -31,8 +29,10 @@ from rvseg_jax.core.errors import InputError, UserError
 from rvseg_jax.parallel import distributed
 from rvseg_jax.parallel.mesh import make_mesh
 from rvseg_jax.training import optim
+from rvseg_jax.training.batches import Batches
 from rvseg_jax.training.checkpoint import Checkpoints
 from rvseg_jax.training.config import RunConfig, parse
+from rvseg_jax.training.preemption import stop_on_sigterm, told_to_stop
 from rvseg_jax.training.report import Meter, Report, memory_gib
 from rvseg_jax.training.state import TrainState, abstract, create, initial_params, size
 from rvseg_jax.training.step import TrainStep, batch_sharding, make_train_step, task_loss
@@ -93,7 +93,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Result:
         stack.callback(checkpoints.close)
         trainer = _prepare(config, settings, task, checkpoints, mesh, workdir)
         stack.callback(trainer.close)
-        return trainer.train(stack.enter_context(_stop_on_sigterm()))
+        return trainer.train(stack.enter_context(stop_on_sigterm()))
 
 
 def _prepare(
@@ -110,24 +110,8 @@ def _prepare(
     source = task.source("train")
     if len(source) < settings.batch_size:
         raise ConfigError(f"batch_size {settings.batch_size} is more than the {len(source)} training samples")
-    rate = optim.schedule(
-        settings.schedule,
-        settings.optimizer.lr,
-        steps=settings.steps,
-        steps_per_epoch=len(source) // settings.batch_size,
-    )
-    transform = optim.adamw(settings.optimizer, rate)
-    target = abstract(task, transform, mesh, patterns=settings.optimizer.trainable, averaged=settings.ema.enabled)
-    step = make_train_step(
-        task_loss(task.loss),
-        transform,
-        rate,
-        target,
-        batch_sharding(settings.batch_size // settings.optimizer.accumulate, mesh),
-        max_decay=settings.ema.max_decay,
-        accumulate=settings.optimizer.accumulate,
-    )
-    batches = _Batches(settings, task, source, mesh)
+    target, step, transform = _compile(settings, task, mesh, steps_per_epoch=len(source) // settings.batch_size)
+    batches = Batches(settings, task, source, mesh)
     start = checkpoints.latest()
     if start is None:
         state = create(target, task, transform, settings.seed)
@@ -155,6 +139,27 @@ def _prepare(
     )
     meta = {"config": configs.to_json(config), **_origin()}
     return _Trainer(settings, task, checkpoints, step, batches, report, meta, state, start or 0)
+
+
+def _compile(
+    settings: RunConfig, task: Task, mesh: Mesh, *, steps_per_epoch: int
+) -> tuple[TrainState, TrainStep, optax.GradientTransformation]:
+    """The abstract state, the step on it, and the optimizer; compilation itself waits for the first batch."""
+    rate = optim.schedule(
+        settings.schedule, settings.optimizer.lr, steps=settings.steps, steps_per_epoch=steps_per_epoch
+    )
+    transform = optim.adamw(settings.optimizer, rate)
+    target = abstract(task, transform, mesh, patterns=settings.optimizer.trainable, averaged=settings.ema.enabled)
+    step = make_train_step(
+        task_loss(task.loss),
+        transform,
+        rate,
+        target,
+        batch_sharding(settings.batch_size // settings.optimizer.accumulate, mesh),
+        max_decay=settings.ema.max_decay,
+        accumulate=settings.optimizer.accumulate,
+    )
+    return target, step, transform
 
 
 def _resume(
@@ -232,7 +237,7 @@ class _Trainer:
             if unread is not None:
                 self._read(self._done - 1, unread)
             unread = metrics
-            stopped = _told_to_stop(stop, self._done)
+            stopped = told_to_stop(stop, self._done)
             last = stopped or self._done == settings.steps
             save = last or self._done % settings.checkpoint.every == 0
             every = settings.evaluation.every
@@ -295,78 +300,6 @@ class _Trainer:
         if best and scores is not None and best not in scores:
             raise ConfigError(f"checkpoint.best_metric is {best!r}, but the evaluation gives {', '.join(scores)}")
         self._checkpoints.save(self._state, step, data=self._positions[step], meta=self._meta, metrics=scores)
-
-
-class _Batches:
-    """Global arrays of the training batches, with the position of the loader that reads this process's part."""
-
-    def __init__(self, settings: RunConfig, task: Task, source: Any, mesh: Mesh) -> None:
-        from rvseg_jax.input_pipeline.loader import make_loader
-
-        index, count = distributed.data_shard(mesh)
-        if settings.batch_size % count:
-            raise ConfigError(f"batch_size {settings.batch_size} does not divide by {count} loading processes")
-        self._mesh = mesh
-        self._loader = iter(
-            make_loader(
-                source,
-                transform=task.transform("train"),
-                batch_size=settings.batch_size // count,
-                seed=settings.seed,
-                process_index=index,
-                process_count=count,
-                num_workers=settings.loader.num_workers,
-                prefetch=settings.loader.prefetch,
-            )
-        )
-
-    def __next__(self) -> Batch:
-        return distributed.batch_to_global(next(self._loader), self._mesh)
-
-    def get_state(self) -> dict[str, Any]:
-        """Position after the batches given so far, as JSON values."""
-        return self._loader.get_state()
-
-    def set_state(self, position: Mapping[str, Any]) -> None:
-        """Goes on after the batches given before `position` was read.
-
-        Raises:
-          ValueError: if the position belongs to other data.
-        """
-        self._loader.set_state(position)
-
-    def close(self) -> None:
-        """Ends the worker processes."""
-        self._loader.close()
-
-
-@contextmanager
-def _stop_on_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets instead of ending the process.
-
-    With several processes the signal is left to JAX's preemption service, which brings all of them to the
-    same step; outside of the main thread Python allows no handler.
-    """
-    stop = threading.Event()
-    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    previous = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _told_to_stop(stop: threading.Event, step: int) -> bool:
-    """Whether to stop after `step`; all processes agree on it."""
-    if jax.process_count() > 1:
-        return multihost_utils.reached_preemption_sync_point(step)
-    return stop.is_set()
 
 
 def _origin() -> dict[str, Any]:

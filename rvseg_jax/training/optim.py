@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from rvseg_jax.core.tree_paths import matches
+from rvseg_jax.parallel.rules import path_of
 from rvseg_jax.training.config import OptimizerConfig, ScheduleConfig
 from rvseg_jax.training.tasks import Params
 
@@ -71,33 +72,33 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 def adamw(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformation:
     """The optimizer of a run: clip, Adam moments, decoupled weight decay, learning rate by path and time.
 
-    Decay and factors go by the paths of the tree that the transformation is given, joined by "/". Moments
-    have the format of the parameters, as in torch.
+    Decay and factors go by the paths of the tree that the transformation is given, joined by "/". Moments have
+    the format of the parameters, as in torch. The state has one form whatever is switched on, so that a run can
+    be resumed with clipping or decay changed.
     """
-    parts = [clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
-    parts.append(optax.scale_by_adam(b1=config.betas[0], b2=config.betas[1], eps=config.eps))
-    if config.weight_decay:
-        parts.append(optax.add_decayed_weights(config.weight_decay, mask=_mask(config.decay)))
-    if config.lr_factors:
-        parts.append(_scale_by_path(config.lr_factors))
-    parts.append(optax.scale_by_learning_rate(rate))
-    return optax.chain(*parts)
+    return optax.chain(
+        clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity(),
+        optax.scale_by_adam(b1=config.betas[0], b2=config.betas[1], eps=config.eps),
+        _decay_by_path(config.weight_decay, config.decay) if config.weight_decay else optax.identity(),
+        _scale_by_path(config.lr_factors) if config.lr_factors else optax.identity(),
+        optax.scale_by_learning_rate(rate),
+    )
 
 
-def _path(keys: tuple) -> str:
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
+def _decay_by_path(weight: float, patterns: Sequence[str]) -> optax.GradientTransformation:
+    """Adds `weight` times the parameter to the updates whose paths match any of the patterns."""
 
+    def decay(keys: tuple, update: jax.Array, param: jax.Array) -> jax.Array:
+        return update + weight * param if matches(path_of(keys), patterns) else update
 
-def _mask(patterns: Sequence[str]) -> Callable[[Params], Params]:
-    """Function of a tree to the same tree of bools: whether the path matches any of the patterns."""
-    return lambda tree: jax.tree_util.tree_map_with_path(lambda keys, _: matches(_path(keys), patterns), tree)
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(decay, updates, params))
 
 
 def _scale_by_path(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
     """Multiplies each update by the factor of the first pattern that its path matches."""
 
-    def scale(keys: tuple, leaf: jax.Array) -> jax.Array:
-        factor = next((factor for pattern, factor in factors if matches(_path(keys), [pattern])), 1.0)
-        return leaf * factor
+    def scale(keys: tuple, update: jax.Array) -> jax.Array:
+        path = path_of(keys)
+        return update * next((factor for pattern, factor in factors if matches(path, [pattern])), 1.0)
 
     return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))

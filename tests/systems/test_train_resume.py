@@ -15,10 +15,11 @@ import pytest
 from rvseg_jax.core import config as configs
 from rvseg_jax.core.config import ConfigError
 from rvseg_jax.core.errors import InputError
-from rvseg_jax.training.checkpoint import Checkpoints, read_params
+from rvseg_jax.training.checkpoint import Checkpoints
 from rvseg_jax.training.config import default
 from rvseg_jax.training.loop import DataError, NonFiniteLoss, run
 from rvseg_jax.training.report import read_rows
+from rvseg_jax.training.weights import read_params
 
 HERE = Path(__file__).parent
 TASK = "toy_regression:Regression"
@@ -187,8 +188,11 @@ def test_changed_config_is_logged_and_misfit_is_an_error(tmp_path, caplog):
         logging.getLogger("rvseg_jax").propagate = True
         run(recipe(steps=2, **{"optimizer.lr": 0.01}), tmp_path)
     assert "config key optimizer.lr was 0.05 when this run was saved and is 0.01 now" in caplog.text
-    with pytest.raises(InputError, match="does not fit the config"):
-        run(recipe(steps=3, **{"model.width": 24}), tmp_path)
+    run(recipe(steps=3, **{"optimizer.weight_decay": 0.0, "optimizer.clip_norm": 0.0}), tmp_path)
+    with pytest.raises(InputError, match=r"'head/kernel' has shape \[16\] there and \[24\] here"):
+        run(recipe(steps=4, **{"model.width": 24}), tmp_path)
+    with pytest.raises(InputError, match="only the config's model has 'encoder/kernel'"):
+        run(recipe(steps=4, **{"optimizer.trainable": ("",)}), tmp_path)
 
 
 def test_best_checkpoints_are_kept(tmp_path):

@@ -16,10 +16,10 @@ from rvseg_jax.core.config import ConfigError
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.parallel.mesh import make_mesh
 from rvseg_jax.training import command, optim, report, tasks
-from rvseg_jax.training.checkpoint import read_params
 from rvseg_jax.training.config import OptimizerConfig, default, parse
 from rvseg_jax.training.state import abstract, create, initial_params, merge, partition, size, trainable
 from rvseg_jax.training.step import batch_sharding, make_train_step, task_loss
+from rvseg_jax.training.weights import read_params
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "systems"))
 import toy_regression
