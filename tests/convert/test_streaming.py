@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorstore as ts
-from rvseg_jax.convert import store, streaming
+from rvseg_jax.convert import engine, registry, store, streaming
 from rvseg_jax.convert.plan import ConversionError
 from safetensors.numpy import save_file
 
@@ -62,3 +62,21 @@ def test_errors_name_what_is_not_there(folder, tmp_path):
         file.write_bytes(b"")
     with pytest.raises(ConversionError, match="cannot read blocks/q"):
         part.leaf("blocks/q")
+
+
+def test_text_encoder_runs_from_a_folder_block_by_block(tmp_path, monkeypatch):
+    from rvseg_jax.models.umt5.encoder import UMT5Config, encode_blockwise
+
+    monkeypatch.setattr(store, "CHUNK_BYTES", 4096)
+    config, rng = UMT5Config.tiny(), np.random.default_rng(0)
+    plan, _ = engine.plan_for(registry.part("umt5"), config)
+    tensors = {key: rng.normal(0, 0.2, shape).astype(np.float32) for key, shape in plan.key_shapes.items()}
+    save_file(tensors, tmp_path / "umt5.safetensors")
+    convert.convert({"umt5": convert.Source((tmp_path / "umt5.safetensors",), config=config)}, tmp_path / "out")
+    part = streaming.open_part(tmp_path / "out", "umt5")
+    ids = np.asarray([[5, 9, 1, 0, 0]])
+    rows, norm = part.rows("shared/embedding"), part.leaf("final_layer_norm/scale")
+    ours = encode_blockwise(config, rows, part.layers("blocks"), norm, ids, ids > 0)
+    whole = convert.load_part(tmp_path / "out", "umt5", precision="parity")
+    # The same float32 sums, compiled once a block and once for the whole stack.
+    np.testing.assert_allclose(ours, whole(ids, ids > 0), rtol=1e-5, atol=1e-5)
