@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from rvseg_jax.input_pipeline.sources import FrameFolder
-
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.formats import davis, meta_expressions, mevis, ref_davis, rle
 from rvseg_jax.formats.frames import image_size
 from rvseg_jax.formats.meta_expressions import Clip
 from rvseg_jax.formats.mevis import Track
+from rvseg_jax.input_pipeline.sources import FrameFolder
 
 Progress = Callable[[str], None]
 

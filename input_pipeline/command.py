@@ -6,6 +6,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from rvseg_jax.core.errors import InputError
+from rvseg_jax.formats.staging import Staging
 from rvseg_jax.input_pipeline import check
 from rvseg_jax.input_pipeline.datasets.moving_shapes import (
     MovingShapes,
@@ -14,9 +16,6 @@ from rvseg_jax.input_pipeline.datasets.moving_shapes import (
     to_mevis,
     to_ref_davis,
 )
-
-from rvseg_jax.core.errors import InputError
-from rvseg_jax.formats.staging import Staging
 
 LAYOUTS = ("mevis", "ref_davis")
 _SHOWN = 20  # problems printed

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from rvseg_jax.input_pipeline.sources import Source
 
 Row = Mapping[str, np.ndarray]
@@ -226,6 +227,8 @@ def make_loader(
     if shuffle:
         samples = samples.shuffle()
     samples = samples.repeat(num_epochs).random_map(_Transformed(source, transform))
-    batches = samples[process_index::process_count].batch(batch_size, batch_fn=stack)
+    # Batches are cut before they are dealt out, so that the processes' batches side by side are the batch that one
+    # process alone would have: noise drawn for a row meets the same sample on every number of processes.
+    batches = samples.batch(batch_size, batch_fn=stack)[process_index::process_count]
     identity = {"source": repr(source), "length": count, "seed": seed, "shuffle": shuffle}
     return Loader(batches, batch_size * process_count, num_workers, prefetch, identity)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
 from rvseg_jax.input_pipeline.sampling import sparse_around
 from rvseg_jax.input_pipeline.sources import ReferringSample, ReferringVideo, Source
 

@@ -4,13 +4,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rvseg_jax.input_pipeline.sampling import anchors
-from rvseg_jax.input_pipeline.sources import FrameFolder, ReferringVideo
-
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.formats import meta_expressions, mevis
 from rvseg_jax.formats.meta_expressions import Clip
 from rvseg_jax.formats.mevis import Track
+from rvseg_jax.input_pipeline.sampling import anchors
+from rvseg_jax.input_pipeline.sources import FrameFolder, ReferringVideo
 
 
 class Mevis:

@@ -1,7 +1,8 @@
 """`rvseg`: finds the subcommand, imports only its module, and turns errors into one line and an exit code.
 
 Exit codes: 0 fine; 1 a check failed; 2 bad input, nothing written; 3 not available here.
-A subcommand is a module with `add_arguments(parser)` and `run(args) -> int`.
+A subcommand is a module with `add_arguments(parser)` and `run(args) -> int`, and with `expand(arguments)` where
+its command line has forms that argparse cannot declare.
 """
 
 import argparse
@@ -54,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_traceback = "--traceback" in arguments
     try:
         parser, handler = _parser(arguments)
-        args = parser.parse_args([a for a in arguments if a != "--traceback"])
+        arguments = [argument for argument in arguments if argument != "--traceback"]
+        if hasattr(handler, "expand"):
+            arguments = handler.expand(arguments)
+        args = parser.parse_args(arguments)
         if handler is None:
             parser.print_help()
             return 2

@@ -7,6 +7,11 @@ import zipfile
 
 import numpy as np
 import pytest
+
+from rvseg_jax.cli.dispatch import main
+from rvseg_jax.core.errors import InputError
+from rvseg_jax.formats import meta_expressions, mevis, ref_davis
+from rvseg_jax.formats.meta_expressions import Clip, Expression
 from rvseg_jax.input_pipeline.check import check_mevis, check_ref_davis
 from rvseg_jax.input_pipeline.datasets.mevis import Mevis
 from rvseg_jax.input_pipeline.datasets.moving_shapes import (
@@ -17,11 +22,6 @@ from rvseg_jax.input_pipeline.datasets.moving_shapes import (
     to_ref_davis,
 )
 from rvseg_jax.input_pipeline.sources import FrameFolder
-
-from rvseg_jax.cli.dispatch import main
-from rvseg_jax.core.errors import InputError
-from rvseg_jax.formats import meta_expressions, mevis, ref_davis
-from rvseg_jax.formats.meta_expressions import Clip, Expression
 
 CONFIG = MovingShapesConfig(size=(56, 64), frames=5)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from rvseg_jax.input_pipeline.datasets.moving_shapes import MovingShapes, MovingShapesConfig
 from rvseg_jax.input_pipeline.loader import SampleError, StateError, make_loader, stack
 from rvseg_jax.input_pipeline.mixture import Mixture
@@ -69,7 +70,7 @@ def test_processes_share_one_global_order():
     parts = [take(iter(loader(batch_size=2, process_index=k, process_count=2)), 4) for k in (0, 1)]
     for batch, one, two in zip(whole, *parts, strict=True):
         for name in batch:
-            assert (batch[name][0::2] == one[name]).all() and (batch[name][1::2] == two[name]).all()
+            assert (batch[name] == np.concatenate([one[name], two[name]])).all()
 
 
 def test_a_run_goes_on_with_other_processes():
@@ -78,7 +79,7 @@ def test_a_run_goes_on_with_other_processes():
     state, rest = iterator.get_state(), take(iterator, 1)[0]
     second = iter(loader(batch_size=2, process_index=1, process_count=2))
     second.set_state(state)
-    assert (next(second)["number"] == rest["number"][1::2]).all()
+    assert (next(second)["number"] == rest["number"][2:]).all()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
+from rvseg_jax.core import config as configs
 from rvseg_jax.input_pipeline.datasets.moving_shapes import (
     KindWeights,
     MovingShapes,
@@ -16,8 +18,6 @@ from rvseg_jax.input_pipeline.datasets.moving_shapes import (
     sample_hash,
     vocabulary,
 )
-
-from rvseg_jax.core import config as configs
 
 PINNED = {
     ("train", 0): "0bcaca9aed22eb2034981c1073efedf2d51307bbe8f7d5d21be745587ee45770",

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from rvseg_jax.input_pipeline.datasets.moving_shapes import MovingShapes, MovingShapesConfig
 from scipy.ndimage import binary_erosion, map_coordinates
+
+from rvseg_jax.input_pipeline.datasets.moving_shapes import MovingShapes, MovingShapesConfig
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import pytest
+
 from rvseg_jax.input_pipeline.datasets.moving_shapes import MovingShapes, MovingShapesConfig, held_out
 from rvseg_jax.input_pipeline.datasets.moving_shapes.scene import SHAPES
 

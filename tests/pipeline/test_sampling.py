@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from rvseg_jax.input_pipeline.sampling import anchors, contiguous, sparse_around
 
 

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+
 from rvseg_jax.input_pipeline.datasets.mevis import Mevis
 from rvseg_jax.input_pipeline.datasets.moving_shapes import MovingShapes, MovingShapesConfig, to_mevis
 from rvseg_jax.input_pipeline.sources import ReferringSample

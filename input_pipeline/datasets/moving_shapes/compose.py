@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+
 from rvseg_jax.input_pipeline.datasets.moving_shapes.draws import Draws, cosine, sine
 from rvseg_jax.input_pipeline.datasets.moving_shapes.facts import CLEAR, SLANT, Facts
 from rvseg_jax.input_pipeline.datasets.moving_shapes.grammar import (

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+
 from rvseg_jax.input_pipeline.datasets.moving_shapes import motion, render, scene
 from rvseg_jax.input_pipeline.datasets.moving_shapes.compose import Composition, Frame, compose
 from rvseg_jax.input_pipeline.datasets.moving_shapes.draws import Draws

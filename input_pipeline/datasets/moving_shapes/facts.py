@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from rvseg_jax.input_pipeline.datasets.moving_shapes.render import areas
 from rvseg_jax.input_pipeline.datasets.moving_shapes.scene import Look, Scene
 

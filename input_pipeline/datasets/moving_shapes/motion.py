@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+
 from rvseg_jax.input_pipeline.datasets.moving_shapes.draws import Draws, cosine, sine
 
 # Unit directions in the image, x to the right and y down.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+
 from rvseg_jax.input_pipeline.datasets.moving_shapes.draws import Draws, cosine, sine
 from rvseg_jax.input_pipeline.datasets.moving_shapes.scene import SUBPIXEL, Scene, ShapeObject
 

@@ -5,12 +5,12 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from rvseg_jax.input_pipeline.datasets.moving_shapes.dataset import MovingShapes, MovingShapesSample
-from rvseg_jax.input_pipeline.datasets.moving_shapes.grammar import Meaning, descriptions, wording
 
 from rvseg_jax.formats import mevis, ref_davis
 from rvseg_jax.formats.davis import label_map
 from rvseg_jax.formats.meta_expressions import Expression
+from rvseg_jax.input_pipeline.datasets.moving_shapes.dataset import MovingShapes, MovingShapesSample
+from rvseg_jax.input_pipeline.datasets.moving_shapes.grammar import Meaning, descriptions, wording
 
 _SPREAD = 5  # every fifth description of an object is taken, so that its sentences differ in more than a word
 

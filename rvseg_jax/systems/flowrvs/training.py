@@ -34,6 +34,7 @@ from rvseg_jax.parallel.rules import Table, prefixed
 from rvseg_jax.systems.flowrvs import bundle, flow, losses
 from rvseg_jax.systems.flowrvs.config import FlowRVSConfig
 from rvseg_jax.systems.flowrvs.inference import normalised_pixels, state_input
+from rvseg_jax.systems.flowrvs.injection import widened_patch_kernel
 from rvseg_jax.systems.flowrvs.rows import CropRow, SentenceRow, clips_of
 from rvseg_jax.systems.flowrvs.validation import Validator, region_similarity
 from rvseg_jax.zoo import resolve
@@ -261,9 +262,13 @@ class DiTTask:
         return {name: _init(model, keys[name]) for name, model in self._models.items()}
 
     def restore_pretrained(self, target: Params) -> Params:
-        """The parts that the recipe names, whole."""
+        """The parts that the recipe names, whole; a DiT without direct video injection is widened for it."""
         precision = self.system.dit.precision
         given = {bundle.FIELDS[part]: _weights(folder, part, precision) for part, folder in self.config.pretrained}
+        if "dit" in given and self.system.direct_video_injection:
+            patches = given["dit"]["patch_embedding"]
+            if patches["kernel"].shape[-2] == self.system.vae.z_dim:
+                patches["kernel"] = widened_patch_kernel(patches["kernel"], self.system.vae.z_dim)
         return place_matching(given, target)
 
     def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -341,18 +346,19 @@ def place_matching(given: Params, target: Params, *, but: str = "(?!)") -> Param
     """`given` leaf by leaf in the dtype and on the sharding of `target`.
 
     Args:
-      given, target: nested dicts; `target` holds `jax.ShapeDtypeStruct`.
+      given, target: nested dicts; `target` holds `jax.ShapeDtypeStruct`, for the leaves that are wanted.
       but: path regex of leaves that are left out.
 
     Raises:
-      ValueError: if a leaf of `given` has no counterpart of its shape.
+      ValueError: if a leaf of `given` has another shape than its counterpart.
     """
     placed, wanted = {}, flatten(target)
     for path, value in flatten(given).items():
-        if re.search(but, path):
+        if path not in wanted or re.search(but, path):
             continue
-        if path not in wanted or wanted[path].shape != value.shape:
-            found = wanted[path].shape if path in wanted else "none"
-            raise ValueError(f"pretrained {path} has shape {value.shape}, the model's has {found}: use its config")
+        if wanted[path].shape != value.shape:
+            raise ValueError(
+                f"pretrained {path} has shape {value.shape}, the recipe's model {wanted[path].shape}: use its config"
+            )
         placed[path] = jax.device_put(jnp.asarray(value, wanted[path].dtype), wanted[path].sharding)
     return unflatten(placed)
