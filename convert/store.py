@@ -82,7 +82,7 @@ def write_part(folder: epath.Path, name: str, leaves: Mapping[str, LazyLeaf]) ->
     options = {leaf: _save_options(value) for leaf, value in leaves.items()}
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(
-            folder / name,
+            folder.resolve() / name,  # Orbax takes absolute paths only
             args=ocp.args.PyTreeSave(tree_paths.unflatten(leaves), save_args=tree_paths.unflatten(options)),
         )
 
@@ -199,7 +199,7 @@ def _restore(path: epath.Path, arguments: Mapping[str, Any], largest: int) -> di
     try:
         with ocp.Checkpointer(handler) as checkpointer:
             restored = checkpointer.restore(
-                path,
+                path.resolve(),
                 args=ocp.args.PyTreeRestore(tree, restore_args=tree_paths.unflatten(arguments), partial_restore=True),
             )
     except Exception as error:  # Orbax and tensorstore raise many types for a damaged item

@@ -3,6 +3,7 @@
 import errno
 import json
 import weakref
+from pathlib import Path
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -52,6 +53,15 @@ def test_round_trip(toy, source, tmp_path):
     assert back.keys() == wanted.keys()
     for key, value in wanted.items():
         assert back[key].dtype == value.dtype and back[key].tobytes() == value.tobytes(), key
+
+
+def test_folders_may_be_named_from_where_one_stands(toy, source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    converter.convert({"toy": source}, "out", system="toys")
+    assert_same_leaves(store.load_part("out", "toy"), store.load_part(tmp_path / "out", "toy"))
+    assert verify("out", {"toy": source}) == []
+    export("out", "toy", Path("back.safetensors"))
+    assert (tmp_path / "back.safetensors").is_file()
 
 
 def test_manifest_says_what_was_converted(toy, source, tmp_path):
