@@ -49,7 +49,7 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), shape, precision.param_dtype))
         self.bias = nnx.Param(jnp.zeros((out_features,), precision.param_dtype)) if use_bias else None
         self.strides = tuple(strides or (1,) * len(kernel_size))
-        self.padding = padding if isinstance(padding, str) else tuple(tuple(pair) for pair in padding)
+        self.padding: Padding = padding if isinstance(padding, str) else tuple((a, b) for a, b in padding)
         self.impl = impl
         self.precision = precision
 
@@ -83,9 +83,9 @@ def _fold_time(
 
     Shapes: x [B, T, H, W, in], kernel [kt, kh, kw, in, out] -> [B, T', H', W', out].
     """
-    if padding != "VALID":
-        front, *space = padding
-        x, padding = jnp.pad(x, ((0, 0), front, (0, 0), (0, 0), (0, 0))), space
+    if not isinstance(padding, str):
+        x = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
+        padding = padding[1:]
     taps, step = kernel.shape[0], strides[0]
     frames = (x.shape[1] - taps) // step + 1
     seen = [x[:, tap : tap + (frames - 1) * step + 1 : step] for tap in range(taps)]

@@ -172,6 +172,19 @@ def test_chunks_equal_the_whole(tiny, frames, chunk):
     close(encoded.logvar, posterior.logvar, RELATIVE)
 
 
+def test_memory_of_chunks_does_not_grow_with_the_clip(tiny):
+    """Temporaries of decoding 17 and 33 latent frames differ by copies of input and output at most."""
+
+    def temporaries(chunk: int | None, frames: int) -> int:
+        latents = jax.ShapeDtypeStruct((1, frames, 4, 6, tiny.cfg.z_dim), jnp.float32)
+        program = jax.jit(lambda z: tiny.vae.decode(z, chunk=chunk)).lower(latents).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    clip = 4 * 32 * 48 * 16 * 4  # bytes of 16 more latent frames once decoded
+    assert temporaries(1, 33) - temporaries(1, 17) <= 3 * clip
+    assert temporaries(1, 33) < 0.2 * temporaries(None, 33)
+
+
 @pytest.mark.parametrize("pieces", [(13,), (1, 1, 6, 5)])
 def test_streams_equal_the_whole(tiny, pieces):
     video, latents = inputs(13, tiny.cfg)

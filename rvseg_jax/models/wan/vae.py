@@ -49,9 +49,9 @@ class Posterior(NamedTuple):
         """
         if (key is None) == (noise is None):
             raise ValueError("give either a key or the noise itself")
-        if noise is None:
+        if key is not None:
             noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
-        return self.mean + self.std * noise.astype(self.mean.dtype)
+        return self.mean + self.std * jnp.asarray(noise, self.mean.dtype)
 
     def kl(self) -> jax.Array:
         """Kullback-Leibler divergence from the standard normal, in nats, summed over a clip: float32 [B]."""

@@ -123,7 +123,7 @@ class Downsample(nnx.Module):
     """Halves height and width, and time too if `temporal`, where the first frame of a clip stays alone."""
 
     def __init__(self, cfg: WanVAEConfig, features: int, *, temporal: bool, rngs: nnx.Rngs):
-        options = {"precision": cfg.precision, "rngs": rngs}
+        options: dict[str, Any] = {"precision": cfg.precision, "rngs": rngs}
         # Zeros on the right and at the bottom only.
         self.resample = Conv(features, features, (3, 3), strides=(2, 2), padding=[(0, 1), (0, 1)], **options)
         self.time_conv = (
@@ -147,7 +147,7 @@ class Upsample(nnx.Module):
     """Doubles height and width and halves the channels; doubles time too if `temporal`, but the first frame."""
 
     def __init__(self, cfg: WanVAEConfig, features: int, *, temporal: bool, rngs: nnx.Rngs):
-        options = {"precision": cfg.precision, "rngs": rngs}
+        options: dict[str, Any] = {"precision": cfg.precision, "rngs": rngs}
         self.resample = Conv(features, features // 2, (3, 3), padding=[(1, 1), (1, 1)], **options)
         self.time_conv = (
             CausalConv3d(features, 2 * features, (3, 1, 1), impl=cfg.conv_impl, **options) if temporal else None
@@ -156,17 +156,19 @@ class Upsample(nnx.Module):
     def __call__(self, x: jax.Array, cache: Cache = None) -> tuple[jax.Array, Cache]:
         """Shapes: x [B, T, H, W, C] -> [B, T', 2H, 2W, C/2]; T' is 2(T - 1) + 1 at the start, then 2T."""
         if self.time_conv is not None:
-            x, cache = self._double_time(x, cache)
+            x, cache = _double_time(self.time_conv, x, cache)
         x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
         return frame_wise(self.resample, x), cache
 
-    def _double_time(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        # The first frame of a clip passes by, and the convolution does not see it: zeros stand in its place.
-        first, x = (x[:, :1], x[:, 1:]) if cache is None else (x[:, :0], x)
-        history = remember(x, cache, self.time_conv.history_frames)
-        if x.shape[1]:
-            x = rearrange(self.time_conv(x, cache), "b t h w (two c) -> b (t two) h w c", two=2)
-        return jnp.concatenate([first, x], axis=1), history
+
+def _double_time(conv: CausalConv3d, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    """Two frames from each, which are the halves of twice as many channels."""
+    # The first frame of a clip passes by, and the convolution does not see it: zeros stand in its place.
+    first, x = (x[:, :1], x[:, 1:]) if cache is None else (x[:, :0], x)
+    history = remember(x, cache, conv.history_frames)
+    if x.shape[1]:
+        x = rearrange(conv(x, cache), "b t h w (two c) -> b (t two) h w c", two=2)
+    return jnp.concatenate([first, x], axis=1), history
 
 
 class UpBlock(nnx.Module):
