@@ -23,7 +23,6 @@ from rvseg_jax.parity.compare import compare
 from rvseg_jax.parity.golden import Case
 from rvseg_jax.systems import base
 from rvseg_jax.systems.flowrvs.config import FlowRVSConfig
-from rvseg_jax.training import command as train_command
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -69,15 +68,15 @@ def rvseg_lines(path: Path) -> list[list[str]]:
         if words[0] == "rvseg":
             lines.append(words[1:])
         elif words[0] == "python" and words[1] in ("train.py", "eval.py"):
-            lines.append([words[1].removesuffix(".py"), *train_command.expand(words[2:])])
+            lines.append([words[1].removesuffix(".py"), *words[2:]])
     return lines
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """What the command's own parser makes of the arguments; fails the test where it refuses them."""
-    parser, _ = dispatch._parser(arguments)
+    parser, handler = dispatch._parser(arguments)
     try:
-        return parser.parse_args(arguments)
+        return parser.parse_args(handler.expand(arguments) if hasattr(handler, "expand") else arguments)
     except SystemExit:
         pytest.fail(f"rvseg refuses: {shlex.join(arguments)}")
 
