@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rvseg_jax.convert import registry
 
 import rvseg_jax as rv
 from rvseg_jax.cli import dispatch
+from rvseg_jax.convert import registry
 from rvseg_jax.core import config as configs
 from rvseg_jax.formats.output import FORMATS
 from rvseg_jax.parity import kinds
