@@ -24,6 +24,7 @@ from rvseg_jax.core import precision as precisions
 from rvseg_jax.core import tree_paths
 
 CHUNK_BYTES = 8 * 2**20  # of a stored array: what is read at least of a leaf that is sharded or read in pieces
+FILE_BYTES = 256 * 2**20  # of a data file; the writer gathers one in memory
 GIGABYTE = 10**9
 
 
@@ -83,7 +84,11 @@ def write_part(folder: epath.Path, name: str, leaves: Mapping[str, LazyLeaf]) ->
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(
             folder.resolve() / name,  # Orbax takes absolute paths only
-            args=ocp.args.PyTreeSave(tree_paths.unflatten(leaves), save_args=tree_paths.unflatten(options)),
+            args=ocp.args.PyTreeSave(
+                tree_paths.unflatten(leaves),
+                save_args=tree_paths.unflatten(options),
+                ocdbt_target_data_file_size=FILE_BYTES,
+            ),
         )
 
 
