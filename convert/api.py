@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+
 from rvseg_jax.convert import engine, registry
 from rvseg_jax.convert.fit import fit
 from rvseg_jax.convert.sources import Checkpoint, Weights, open_checkpoint, strip_prefixes
 from rvseg_jax.convert.tensors import Tensors
-
 from rvseg_jax.core.errors import InputError
 
 Source = Mapping[str, Any] | str | Path | Sequence[str | Path]

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from safetensors.numpy import save_file
+
 from rvseg_jax.convert import engine, registry, store
 from rvseg_jax.convert.fit import Fit, fit
 from rvseg_jax.convert.manifest import (
@@ -27,8 +29,6 @@ from rvseg_jax.convert.manifest import (
 )
 from rvseg_jax.convert.plan import ConversionError
 from rvseg_jax.convert.sources import Checkpoint, Weights, open_checkpoint
-from safetensors.numpy import save_file
-
 from rvseg_jax.core.precision import BFLOAT16, FLOAT32
 
 TOKENIZER = "tokenizer.json"

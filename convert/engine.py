@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from rvseg_jax import parallel
 from rvseg_jax.convert.plan import ConversionError, Match, Plan, compile_table
 from rvseg_jax.convert.registry import Part
 from rvseg_jax.convert.rules import Shape
-
-from rvseg_jax import parallel
 from rvseg_jax.core import tree_paths
 
 CHUNK_BYTES = 64 * 2**20

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from etils import epath
+
 from rvseg_jax.convert import engine, registry, store
 from rvseg_jax.convert.converter import is_disk_full, kept_name
 from rvseg_jax.convert.manifest import PartRecord, read_manifest

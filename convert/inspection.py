@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
+
 from rvseg_jax.convert import manifest as manifests
 from rvseg_jax.convert import registry
 from rvseg_jax.convert.fit import fit

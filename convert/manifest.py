@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+
 from rvseg_jax.convert.plan import ConversionError
 from rvseg_jax.convert.rules import Table
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from rvseg_jax.convert.rules import (
     Alias,
     Drop,
@@ -18,7 +19,6 @@ from rvseg_jax.convert.rules import (
     fill,
     match,
 )
-
 from rvseg_jax.core.errors import InputError
 
 SHOWN = 4

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rvseg_jax.convert.rules import Table
-
 from rvseg_jax.core.errors import InputError
 
 

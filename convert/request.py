@@ -10,7 +10,6 @@ from rvseg_jax.convert.converter import TOKENIZER, Source
 from rvseg_jax.convert.manifest import config_from
 from rvseg_jax.convert.plan import ConversionError
 from rvseg_jax.convert.sources import read_json
-
 from rvseg_jax.core.precision import FLOAT32
 
 WEIGHTS = ("auto", "ema", "model")

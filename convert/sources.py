@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
 from rvseg_jax.convert.plan import ConversionError
 from rvseg_jax.convert.safetensors_file import looks_like_safetensors, read_safetensors
 from rvseg_jax.convert.tensors import FileMap, Tensors

@@ -15,11 +15,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
+
 from rvseg_jax.convert import engine, registry
 from rvseg_jax.convert.manifest import Manifest, PartRecord, config_from, read_manifest
 from rvseg_jax.convert.plan import ConversionError
 from rvseg_jax.convert.rules import Shape
-
 from rvseg_jax.core import precision as precisions
 from rvseg_jax.core import tree_paths
 

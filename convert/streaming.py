@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import tensorstore
 from etils import epath
+
 from rvseg_jax.convert import engine, registry, store
 from rvseg_jax.convert.manifest import read_manifest
 from rvseg_jax.convert.plan import ConversionError
 from rvseg_jax.convert.rules import Shape
-
 from rvseg_jax.core import tree_paths
 
 ROWS_AT_ONCE = 8  # each row may lie in a stored chunk of its own, and chunks are read whole

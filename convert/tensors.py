@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+
 from rvseg_jax.convert.plan import ConversionError
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+
 from rvseg_jax.convert.plan import ConversionError
 from rvseg_jax.convert.tensors import FileMap
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from etils import epath
+
 from rvseg_jax.convert import registry, store
 from rvseg_jax.convert.converter import Opened, Source, kept_name, kept_tensors, open_source, stored_leaf
 from rvseg_jax.convert.manifest import LeafRecord, PartRecord, file_record, leaf_record, read_manifest, table_hash

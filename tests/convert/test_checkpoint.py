@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
+from rvseg_jax import convert
 from rvseg_jax.convert import converter, engine, store
 from rvseg_jax.convert.converter import Source
 from rvseg_jax.convert.export import export
@@ -16,9 +19,6 @@ from rvseg_jax.convert.manifest import read_manifest
 from rvseg_jax.convert.plan import ConversionError
 from rvseg_jax.convert.sources import open_checkpoint
 from rvseg_jax.convert.verify import verify
-from safetensors.numpy import load_file, save_file
-
-from rvseg_jax import convert
 
 
 @pytest.fixture

@@ -6,6 +6,9 @@ import json
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from rvseg_jax import convert
 from rvseg_jax.convert import engine, registry
 from rvseg_jax.convert.__main__ import main
 from rvseg_jax.convert.fit import fit
@@ -13,9 +16,6 @@ from rvseg_jax.convert.manifest import config_fields, read_manifest
 from rvseg_jax.convert.plan import ConversionError
 from rvseg_jax.convert.sources import Checkpoint
 from rvseg_jax.convert.tensors import Tensors
-from safetensors.numpy import load_file, save_file
-
-from rvseg_jax import convert
 
 PARTS = ("wan_dit", "wan_vae", "umt5")
 CLASS_NAMES = {

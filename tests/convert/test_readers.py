@@ -11,9 +11,10 @@ from collections import OrderedDict
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+
 from rvseg_jax.convert.plan import ConversionError
 from rvseg_jax.convert.sources import open_checkpoint
-from safetensors.numpy import save_file
 
 
 def arrays():

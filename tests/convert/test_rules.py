@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from rvseg_jax import convert
 from rvseg_jax.convert import engine
 from rvseg_jax.convert.plan import ConversionError, Mismatch, compile_table
 from rvseg_jax.convert.rules import (
@@ -23,8 +25,6 @@ from rvseg_jax.convert.rules import (
     stack,
     transpose,
 )
-
-from rvseg_jax import convert
 
 SIZES = st.integers(1, 4)
 

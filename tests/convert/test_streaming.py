@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import tensorstore as ts
-from rvseg_jax.convert import engine, registry, store, streaming
-from rvseg_jax.convert.plan import ConversionError
 from safetensors.numpy import save_file
 
 from rvseg_jax import convert
+from rvseg_jax.convert import engine, registry, store, streaming
+from rvseg_jax.convert.plan import ConversionError
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
 from rvseg_jax.convert.registry import Part
 from rvseg_jax.convert.rules import (
     Alias,
@@ -20,7 +21,6 @@ from rvseg_jax.convert.rules import (
     stack,
     transpose,
 )
-
 from rvseg_jax.core.precision import FLOAT32, Precision
 
 
