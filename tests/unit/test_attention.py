@@ -237,8 +237,8 @@ def test_chunked_memory_grows_with_tokens_and_not_with_their_square(mask):
         return jnp.sum(attention(q, k, v, mask=mask, backend="chunked") ** 2)
 
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(array, array, array).compile()
-    # 512 MiB of scores; the temporaries are a few copies of 4 MiB arrays and of 8 MiB blocks.
-    assert compiled.memory_analysis().temp_size_in_bytes < 4 * heads * tokens**2 / 6
+    # 512 MiB of scores; the temporaries are a few copies of 4 MiB arrays and of 2 MiB blocks.
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * heads * tokens**2 / 10
 
 
 @pytest.mark.parametrize(

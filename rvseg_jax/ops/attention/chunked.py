@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from rvseg_jax.ops.attention.masks import Mask, Span, pad_to
 from rvseg_jax.parallel.mesh import platform
 
-# Bounds on one block of float32 scores, of which a step holds about five. On CPU larger blocks gain nothing;
+# Bounds on one block of float32 scores, of which a step holds about five. CPUs want blocks that stay in their cache;
 # accelerators need them so that their matrix units outweigh the start of each kernel.
 _BLOCK_K = 1024
 _MAX_BLOCK_Q = 1024
-_BLOCK_BYTES = {"cpu": 8 * 2**20, "gpu": 128 * 2**20, "tpu": 32 * 2**20}
+_BLOCK_BYTES = {"cpu": 2 * 2**20, "gpu": 128 * 2**20, "tpu": 32 * 2**20}
 
 
 @dataclass(frozen=True)
