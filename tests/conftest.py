@@ -76,3 +76,25 @@ def write_clip():
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def random_leaves():
+    """A function that fills a tree of shapes with random numbers, matrices scaled by their inputs.
+
+    Running a model's own initialisers makes XLA compile a program for every shape.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    def fill(abstract, seed=0):
+        rng = np.random.default_rng(seed)
+
+        def values(leaf):
+            inputs = np.prod(leaf.shape[-4:-1]) if len(leaf.shape) > 1 else 100
+            return jnp.asarray(rng.standard_normal(leaf.shape) / np.sqrt(inputs), leaf.dtype)
+
+        return jax.tree.map(values, abstract)
+
+    return fill

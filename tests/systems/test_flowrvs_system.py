@@ -36,25 +36,15 @@ CONFIG = FlowRVSConfig(
 )
 
 
-def random_model(make, seed: int) -> nnx.Module:
-    """A model whose parameters are all random, made without JAX compiling an initialiser for every shape."""
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(params=0))))
-    rng = np.random.default_rng(seed)
-
-    def values(leaf):
-        fan_in = np.prod(leaf.shape[-4:-1]) if len(leaf.shape) > 1 else 100
-        return jnp.asarray(rng.standard_normal(leaf.shape) / np.sqrt(fan_in), jnp.float32)
-
-    return nnx.merge(graphdef, jax.tree.map(values, abstract))
-
-
 @pytest.fixture(scope="module")
-def modules():
-    return {
-        "wan_dit": random_model(lambda rngs: WanTransformer(CONFIG.dit, rngs=rngs), 1),
-        "wan_vae": random_model(lambda rngs: WanVAE(CONFIG.vae, rngs=rngs), 2),
-        "umt5": random_model(lambda rngs: UMT5Encoder(CONFIG.text, rngs=rngs), 3),
+def modules(random_leaves):
+    makers = {
+        "wan_dit": lambda: WanTransformer(CONFIG.dit, rngs=nnx.Rngs(params=0)),
+        "wan_vae": lambda: WanVAE(CONFIG.vae, rngs=nnx.Rngs(params=0)),
+        "umt5": lambda: UMT5Encoder(CONFIG.text, rngs=nnx.Rngs(params=0)),
     }
+    split = {part: nnx.split(nnx.eval_shape(make)) for part, make in makers.items()}
+    return {part: nnx.merge(graphdef, random_leaves(state)) for part, (graphdef, state) in split.items()}
 
 
 @pytest.fixture(scope="module")
