@@ -10,6 +10,7 @@ from rvseg_jax.parallel.rules import (
     Table,
     batch_shardings,
     partition_spec,
+    prefixed,
     shardings,
     shardings_like,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "partition_spec",
     "platform",
     "pjit",
+    "prefixed",
     "shardings",
     "shardings_like",
     "sync",

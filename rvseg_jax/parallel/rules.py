@@ -121,6 +121,17 @@ def shardings_like(tree: Any, params: Any, param_shardings: Any, mesh: Mesh) -> 
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
+def prefixed(table: Table, prefix: str) -> Table:
+    """A model's table for its parameters under `prefix`, as a system that composes several models needs it.
+
+    Patterns that are anchored at the beginning of a path stay so.
+    """
+    return tuple(
+        (f"^{prefix}/{pattern[1:]}" if pattern.startswith("^") else f"^{prefix}(?=/).*{pattern}", tuple(names))
+        for pattern, names in table
+    )
+
+
 def batch_shardings(batch: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
     """Shardings of a batch: the first axis of every leaf by the rule for "batch", the others whole.
 
@@ -169,14 +180,3 @@ def mesh_axes(name: str | None, rules: Rules, where: str) -> tuple[str, ...]:
 def _log_dropped(where: str, name: str, size: int, wanted: tuple[tuple[str, int], ...], kept: tuple[str, ...]) -> None:
     asked = " x ".join(f"{axis}={count}" for axis, count in wanted)
     logger.warning("%s: %s of %d does not divide by %s; sharded over %s", where, name, size, asked, kept or "nothing")
-
-
-def prefixed(table: Table, prefix: str) -> Table:
-    """A model's table for its parameters under `prefix`, as a system that composes several models needs it.
-
-    Patterns that are anchored at the beginning of a path stay so.
-    """
-    return tuple(
-        (f"^{prefix}/{pattern[1:]}" if pattern.startswith("^") else f"^{prefix}(?=/).*{pattern}", tuple(names))
-        for pattern, names in table
-    )

@@ -171,3 +171,14 @@ def test_pjit_requires_shardings_and_keeps_them():
         result = double(x, 1.0)
     assert x.is_deleted() and result.sharding == cut
     np.testing.assert_array_equal(result, 2 * np.arange(8.0) + 1)
+
+
+def test_a_table_under_a_prefix_matches_there_only():
+    mesh = make_mesh({"fsdp": 8})
+    table = parallel.prefixed(((r"^up/kernel$", ("embed", "mlp")), (r"(^|/)scale$", ())), "dit")
+    tree = {"dit": {"up": {"kernel": jnp.zeros((8, 8))}, "norm": {"scale": jnp.zeros(8)}}}
+    found = parallel.shardings(tree, table, parallel.DEFAULT_RULES, mesh)
+    assert found["dit"]["up"]["kernel"].spec == PartitionSpec("fsdp", "tensor")
+    assert found["dit"]["norm"]["scale"].is_fully_replicated
+    with pytest.raises(ValueError, match="vae/up/kernel"):
+        parallel.shardings({"vae": tree["dit"]}, table, parallel.DEFAULT_RULES, mesh)
