@@ -180,5 +180,5 @@ def test_a_table_under_a_prefix_matches_there_only():
     found = parallel.shardings(tree, table, parallel.DEFAULT_RULES, mesh)
     assert found["dit"]["up"]["kernel"].spec == PartitionSpec("fsdp", "tensor")
     assert found["dit"]["norm"]["scale"].is_fully_replicated
-    with pytest.raises(ValueError, match="vae/up/kernel"):
+    with pytest.raises(ValueError, match="no sharding rule matches .vae/"):
         parallel.shardings({"vae": tree["dit"]}, table, parallel.DEFAULT_RULES, mesh)
