@@ -14,7 +14,7 @@ Row = Mapping[str, np.ndarray]
 
 def _encode(row: Row) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **row)
+    np.savez(buffer, allow_pickle=False, **row)
     return buffer.getvalue()
 
 
@@ -32,7 +32,7 @@ def write_records(path: str | Path, rows: Iterable[Row], *, description: Mapping
 
     Args:
       path: the file, conventionally `*.array_record`.
-      rows: {name: array} each; object arrays are refused when they are read.
+      rows: {name: array} each, of plain numbers or strings.
       description: JSON-able; what the rows were made from, so that `Records` can tell whether they still fit.
 
     Returns:

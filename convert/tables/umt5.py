@@ -1,7 +1,6 @@
 """UMT5 encoder, keys as in transformers' `UMT5EncoderModel`."""
 
 from rvseg_jax.convert.rules import Alias, Rule, Table, linear
-
 from rvseg_jax.models.umt5.encoder import UMT5Config
 
 _BLOCK = "encoder.block.{layer}.layer"

@@ -1,7 +1,6 @@
 """Wan diffusion transformer, keys as in diffusers and FlowRVS; the two differ in order only."""
 
 from rvseg_jax.convert.rules import Rule, Table, conv, linear
-
 from rvseg_jax.models.wan.transformer import WanTransformerConfig
 
 # torch module -> path, of the linear layers outside the blocks

@@ -3,7 +3,6 @@
 from itertools import pairwise
 
 from rvseg_jax.convert.rules import Operation, Rule, Table, conv, linear, reshape
-
 from rvseg_jax.models.wan.vae_config import WanVAEConfig
 
 

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parser, handler = _parser(arguments)
         arguments = [argument for argument in arguments if argument != "--traceback"]
-        if hasattr(handler, "expand"):
+        if handler is not None and hasattr(handler, "expand"):
             arguments = handler.expand(arguments)
         args = parser.parse_args(arguments)
         if handler is None:

@@ -72,7 +72,7 @@ def run(
         raise ValueError(f"taps must be ascending layer numbers below {count}, got {tuple(taps)}")
     graphdef, state = nnx.split(blocks)
     layers = (state, () if per_layer is None else (per_layer,))
-    step = partial(_apply_layer, apply, graphdef)
+    step: Callable[..., Any] = partial(_apply_layer, apply, graphdef)
     if mode == "host_loop":
         return _run_in_turn(partial(_jitted_layer, apply, graphdef), carry, layers, shared, count, taps)
     if remat != "none":

@@ -61,9 +61,7 @@ class Tokenizer:
         ids = {token: backend.token_to_id(token) for token in (PAD, EOS)}
         missing = [token for token, id in ids.items() if id is None]
         if missing:
-            raise ValueError(
-                f"{name} has no token {', '.join(missing)}: use the tokenizer.json of a T5-family encoder"
-            )
+            raise ValueError(f"{name} has no token {', '.join(missing)}: use the tokenizer.json of a T5-family encoder")
         self.pad_id: int = ids[PAD]
         self.eos_id: int = ids[EOS]
         # A file may carry truncation and padding of its own, which would be applied before ours.

@@ -33,8 +33,8 @@ class Video(ABC):
     """A clip whose frames all have one size; iterating gives images [H, W, 3] uint8 RGB, each once, in order.
 
     Every iteration starts at the first frame again, except over a one-pass iterator. `count` is the number of
-    frames where it is certain, for a file after the first pass, else None; `expected_count` may be a container's claim and is
-    for progress bars. `names` and `timestamps` (seconds) grow with the first pass over the clip and are
+    frames where it is certain, for a file after the first pass, else None; `expected_count` may be a container's
+    claim and is for progress bars. `names` and `timestamps` (seconds) grow with the first pass over the clip and are
     complete after it. `path` is the source file or folder, None in memory; `time_base` is the tick in seconds
     that the times of a video file are multiples of.
     """

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
+from safetensors.numpy import save_file
+
 from rvseg_jax.convert import converter, engine, registry
 from rvseg_jax.convert.api import from_torch, to_torch
 from rvseg_jax.convert.plan import ConversionError
 from rvseg_jax.convert.streaming import layer_states, open_part
-from safetensors.numpy import save_file
-
 from rvseg_jax.core.tree_paths import flatten, unflatten
 from rvseg_jax.models.umt5 import encoder
 from rvseg_jax.models.umt5.encoder import SHARDING, UMT5Config, encode_blockwise

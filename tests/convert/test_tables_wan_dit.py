@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
+
 from rvseg_jax.convert import engine, registry
 from rvseg_jax.convert.api import from_torch, to_torch
 from rvseg_jax.convert.plan import ConversionError
 from rvseg_jax.convert.tables.wan_dit import parameter_order
-
 from rvseg_jax.core.precision import BFLOAT16
 from rvseg_jax.core.tree_paths import flatten, unflatten
 from rvseg_jax.models.wan.transformer import SHARDING, WanTransformerConfig

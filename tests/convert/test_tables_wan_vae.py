@@ -3,10 +3,10 @@
 import dataclasses
 
 import pytest
+
 from rvseg_jax.convert import registry
 from rvseg_jax.convert.engine import plan_for
 from rvseg_jax.convert.plan import compile_table
-
 from rvseg_jax.models.wan.vae import SHARDING, WanVAEConfig
 
 UNUSUAL = WanVAEConfig(

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from rvseg_jax.convert.api import from_torch, to_torch
 
+from rvseg_jax.convert.api import from_torch, to_torch
 from rvseg_jax.core.precision import BFLOAT16
 from rvseg_jax.models.umt5.encoder import (
     UMT5Config,

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from rvseg_jax.convert.api import from_torch, to_torch
 from safetensors.numpy import load_file
 
+from rvseg_jax.convert.api import from_torch, to_torch
 from rvseg_jax.core.precision import BFLOAT16
 from rvseg_jax.models.wan.transformer import WanTransformer, WanTransformerConfig, flops, padding_bias
 

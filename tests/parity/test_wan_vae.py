@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from rvseg_jax.convert import from_torch, to_torch
 from safetensors.numpy import load_file
 
+from rvseg_jax.convert import from_torch, to_torch
 from rvseg_jax.core.precision import BFLOAT16
 from rvseg_jax.models.wan.vae import Posterior, WanVAE, WanVAEConfig, decode_flops, encode_flops
 from rvseg_jax.models.wan.vae_stream import decode_stream, encode_stream

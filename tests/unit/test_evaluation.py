@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rvseg_jax.input_pipeline.sources import ReferringSample
 
 from rvseg_jax.core.errors import InputError, UserError
 from rvseg_jax.evaluation import bootstrap, command, moving_shapes
@@ -17,6 +16,7 @@ from rvseg_jax.evaluation.runner import EvaluationOptions, evaluate
 from rvseg_jax.evaluation.scores import Score, score_masks, sentence_keyed, summarise
 from rvseg_jax.formats import mevis, rle
 from rvseg_jax.formats.meta_expressions import Expression
+from rvseg_jax.input_pipeline.sources import ReferringSample
 from rvseg_jax.systems import base
 from rvseg_jax.systems.base import MaskChunk, Verdict
 

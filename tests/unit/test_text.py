@@ -39,9 +39,7 @@ def test_clean_text_equals_the_regex_package() -> None:
     regex = pytest.importorskip("regex")  # what upstream uses; its \s is not that of `re`
     import html
 
-    text = (
-        "".join(f"a{chr(code)}{chr(code)}" for code in range(0x3001) if chr(code).isspace()) + ' "b" \\ &#39;'
-    )
+    text = "".join(f"a{chr(code)}{chr(code)}" for code in range(0x3001) if chr(code).isspace()) + ' "b" \\ &#39;'
     upstream = regex.sub(r'["\\]+', "", html.unescape(regex.sub(r"\s+", " ", text).strip()))
     assert clean_text(text) == upstream
 
@@ -53,9 +51,7 @@ def unigram_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
     )
-    trainer = trainers.UnigramTrainer(
-        vocab_size=60, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>"
-    )
+    trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>")
     backend.train_from_iterator(SENTENCES[:3], trainer)
     backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     path = tmp_path_factory.mktemp("unigram") / "tokenizer.json"
@@ -69,14 +65,10 @@ def test_ids_equal_transformers(unigram_file: str, kind: str, max_length: int) -
     transformers = pytest.importorskip("transformers")
     special = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     if kind == "T5TokenizerFast":
-        theirs = transformers.T5TokenizerFast.from_pretrained(
-            unigram_file.rsplit("/", 1)[0], extra_ids=0, **special
-        )
+        theirs = transformers.T5TokenizerFast.from_pretrained(unigram_file.rsplit("/", 1)[0], extra_ids=0, **special)
     else:
         theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=unigram_file, **special)
-    expected = theirs(
-        SENTENCES, padding="max_length", truncation=True, max_length=max_length, return_tensors="np"
-    )
+    expected = theirs(SENTENCES, padding="max_length", truncation=True, max_length=max_length, return_tensors="np")
     ours = Tokenizer.from_file(unigram_file).encode(SENTENCES, max_length)
     np.testing.assert_array_equal(ours.ids, expected["input_ids"])
     np.testing.assert_array_equal(ours.mask, expected["attention_mask"].astype(bool))

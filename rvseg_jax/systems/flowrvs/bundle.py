@@ -67,7 +67,7 @@ def save(
         save_file({key: np.ascontiguousarray(value.astype(dtype)) for key, value in tensors}, partial)
         os.chmod(partial, 0o644)  # the writer makes files that only their owner may read
         os.replace(partial, _weights(folder, part))
-        stored["parts"][part] = config_fields(module.cfg)
+        stored["parts"][part] = config_fields(module.cfg)  # type: ignore[attr-defined]
     if tokenizer is not None and tokenizer.resolve() != (folder / TOKENIZER).resolve():
         shutil.copyfile(tokenizer, folder / TOKENIZER)
     if config is not None:
@@ -85,10 +85,10 @@ def load_config(folder: str | Path, precision: Precision) -> FlowRVSConfig:
       InputError: if the folder holds no complete system, or its description does not fit.
     """
     stored = _description(Path(folder))
-    parts = {field: _part_config(Path(folder), stored, part, precision) for part, field in FIELDS.items()}
+    parts: dict[str, Any] = {field: _part_config(Path(folder), stored, part, precision) for part, field in FIELDS.items()}
     if "settings" not in stored:
         raise InputError(f"{folder} holds single parts, no whole FlowRVS: export the DiT stage into it")
-    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in stored["settings"].items()}
+    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored["settings"].items()}
     try:
         return FlowRVSConfig(**settings, **parts)
     except (TypeError, ValueError) as error:

@@ -137,7 +137,8 @@ class Inference:
 
     def _encode_pass(self, state: Weights, frames: jax.Array) -> jax.Array:
         vae: WanVAE = nnx.merge(self._vae_graph, state)
-        chunk = memory.vae_chunk(self.config, frames.shape[1], frames.shape[2:4])
+        count, height, width = frames.shape[1:4]
+        chunk = memory.vae_chunk(self.config, count, (height, width))
         return vae.normalise(vae.encode(normalised_pixels(frames), chunk=chunk).mean)
 
     def _velocity_pass(

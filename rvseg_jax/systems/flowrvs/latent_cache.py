@@ -47,7 +47,7 @@ def cached_clips(config: "DiTConfig", system: FlowRVSConfig) -> Any:
     }
     if description_of(config.latent_cache) != description:
         logger.info("encoding %d clips into %s", config.cached_clips, config.latent_cache)
-        vae = bundle.load_part(resolve(folder), "wan_vae", system.vae.precision)
+        vae: Any = bundle.load_part(resolve(folder), "wan_vae", system.vae.precision)
         write_records(config.latent_cache, _rows(vae, config), description=description)
     return Records(config.latent_cache)
 
