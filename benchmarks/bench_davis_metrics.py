@@ -1,9 +1,9 @@
 """Time of J and F against a plain restatement of the DAVIS formulas with OpenCV, on real predictions.
 
-    .venv/bin/python benchmarks/bench_davis_metrics.py DAVIS16_MINI DAVIS_PREDICTIONS [--repeats 3]
+    .venv/bin/python benchmarks/bench_davis_metrics.py [DAVIS16_MINI DAVIS_PREDICTIONS] [--repeats 3]
 
 DAVIS16_MINI holds `Annotations/480p/<sequence>/<frame>.png`, DAVIS_PREDICTIONS `<method>/<sequence>/<frame>.png`.
-Reading the files is not timed. Needs opencv-python-headless (requirements-dev.txt).
+Without them, objects of moving_shapes are scored against what another sentence of their clip names. Reading the files is not timed. Needs opencv-python-headless (requirements-dev.txt).
 """
 
 import argparse
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from rvseg_jax.evaluation.davis import region_and_boundary
+from rvseg_jax.input_pipeline.datasets.moving_shapes import MovingShapes, MovingShapesConfig
 
 Clips = list[tuple[np.ndarray, np.ndarray]]
 Metrics = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -31,6 +32,12 @@ def read_clips(annotations: Path, predictions: Path) -> Clips:
         truth = [np.array(Image.open(annotations / "480p" / folder.name / file.name)) > 0 for file in files]
         clips.append((np.stack(truth), np.stack([np.array(Image.open(file)) > 0 for file in files])))
     return clips
+
+
+def made_clips(count: int = 6) -> Clips:
+    """Truth and a wrong prediction from moving_shapes at the size of DAVIS, bool [T, H, W] each."""
+    samples = MovingShapes(MovingShapesConfig(size=(480, 854), frames=9, absent=0.0))
+    return [(samples[index].masks, samples[index].other_masks | samples[index].masks) for index in range(count)]
 
 
 def ours(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -79,17 +86,19 @@ def timed(metrics: Metrics, clips: Clips, repeats: int) -> tuple[float, list[np.
 def main() -> None:
     """Print one JSON object with milliseconds a frame, the ratio and the largest difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("davis", type=Path)
-    parser.add_argument("predictions", type=Path)
+    parser.add_argument("davis", nargs="?", type=Path)
+    parser.add_argument("predictions", nargs="?", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     cv2.setNumThreads(1)
-    clips = read_clips(args.davis / "Annotations", args.predictions)
+    real = args.davis is not None and args.predictions is not None
+    clips = read_clips(args.davis / "Annotations", args.predictions) if real else made_clips()
     frames = sum(len(truth) for truth, _ in clips)
     our_seconds, our_values = timed(ours, clips, args.repeats)
     plain_seconds, plain_values = timed(plain, clips, args.repeats)
     difference = max(float(np.abs(a - b).max()) for a, b in zip(our_values, plain_values, strict=True))
     result = {
+        "data": "real" if real else "moving_shapes 480x854",
         "frames": frames,
         "ms_per_frame": round(1e3 * our_seconds / frames, 3),
         "plain_ms_per_frame": round(1e3 * plain_seconds / frames, 3),

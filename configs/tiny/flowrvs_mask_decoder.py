@@ -18,13 +18,13 @@ def get_config() -> ConfigDict:
     config.vae = from_dataclass(flowrvs.autoencoder(out_channels=1))
     config.clips = from_dataclass(flowrvs.CLIPS)
     config.pretrained = "runs/tiny/vae/export"
-    config.crop, config.crop_frames = 48, 5
+    config.crop, config.crop_frames = 40, 5
     # The DiT's latents are never exact.
     config.latent_noise = 0.2
     config.optimizer.trainable = ("^vae/decoder/", "^vae/post_quant_conv/")
     config.checkpoint.save_frozen = True
-    config.steps = 2_500
-    config.batch_size = 16
+    config.steps = 2_000
+    config.batch_size = 12
     config.optimizer.lr = 1e-3
     config.optimizer.betas = (0.9, 0.99)
     config.schedule.kind = "cosine"

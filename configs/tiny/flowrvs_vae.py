@@ -17,11 +17,11 @@ def get_config() -> ConfigDict:
     config = base.get_config("flowrvs.vae")
     config.vae = from_dataclass(flowrvs.autoencoder(out_channels=3))
     config.clips = from_dataclass(flowrvs.CLIPS)
-    config.crop, config.crop_frames = 48, 5
+    config.crop, config.crop_frames = 40, 5
     config.mask_share = 0.5
     config.divergence_weight = 1e-2
-    config.steps = 6_000
-    config.batch_size = 16
+    config.steps = 4_000
+    config.batch_size = 12
     config.optimizer.lr = 2e-3
     config.optimizer.betas = (0.9, 0.99)
     config.schedule.kind = "cosine"

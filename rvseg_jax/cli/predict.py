@@ -4,11 +4,11 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rvseg_jax.core.errors import InputError
+from rvseg_jax.systems import settings as system_settings
 
 if TYPE_CHECKING:
     from rvseg_jax.api import Prediction
@@ -43,13 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for activations, such as 4GB; longer clips run in windows; default: half of what is free",
     )
     parser.add_argument("--whole-clip", action="store_true", help="never cut a clip into windows, as upstream does")
-    parser.add_argument(
-        "--set",
-        action="append",
-        metavar="NAME=VALUE",
-        default=[],
-        help="a setting of the system, such as num_steps=4; may be given several times",
-    )
+    system_settings.add_argument(parser)
     parser.add_argument("--fps", type=float, help="frame rate of a frame folder; default 24")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
@@ -75,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         whole_clip=args.whole_clip,
         threshold=args.threshold,
     )
-    settings = parse_settings(args.set)
+    settings = system_settings.parse(args.set)
     video = open_video(args.input, rate=args.fps)
     check_writable(args.output)
     prediction = predict_and_write(
@@ -148,23 +142,6 @@ def parse_bytes(text: str) -> int:
     if not match or not float(match[1]):
         raise InputError(f"{text!r} is not a size; write it like 4GB, 500MB or 3.5GiB")
     return int(float(match[1]) * _UNITS[match[2] or ""])
-
-
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """`["num_steps=4", "schedule=demo"]` as `{"num_steps": 4, "schedule": "demo"}`; values are JSON or text.
-
-    Raises: InputError for a pair without a name or a "=".
-    """
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not name.isidentifier() or not equals:
-            raise InputError(f"--set {pair!r} is not of the form NAME=VALUE, such as num_steps=4")
-        try:
-            settings[name] = json.loads(value)
-        except json.JSONDecodeError:
-            settings[name] = value
-    return settings
 
 
 def _formats(chosen: list[str] | None, *, overlay: bool) -> list[str]:

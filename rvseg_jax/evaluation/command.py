@@ -12,6 +12,7 @@ from rvseg_jax.evaluation.predictors import Predict, from_folder, from_system
 from rvseg_jax.evaluation.runner import SUMMARY_FILE, Evaluation, EvaluationOptions, evaluate
 from rvseg_jax.evaluation.scores import Score, sentence_keyed
 from rvseg_jax.systems import base
+from rvseg_jax.systems import settings as system_settings
 from rvseg_jax.systems.base import SegmentOptions
 
 _SHOWN = ("J&F", "J", "F", "J_recall", "J_decay", "F_recall", "F_decay")
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=Path, help="folder of the videos' frames, if not in the split (mevis)")
     parser.add_argument("--batch", type=int, default=4, help="sentences of one clip in one call (4)")
     parser.add_argument("--threshold", type=float, help="probability of foreground; the system's own if not given")
+    system_settings.add_argument(parser)
     parser.add_argument("--whole-clip", action="store_true", help="never cut a clip into windows, as published")
     parser.add_argument("--limit", type=int, help="score the first samples (of moving_shapes: clips) only")
     parser.add_argument(
@@ -103,7 +105,9 @@ def _predictor(args: argparse.Namespace) -> tuple[Predict, bool]:
     """The predictor, and whether it is a folder; a system's name wins over a folder of that name."""
     if args.system not in base.names() and Path(args.system).is_dir():
         return from_folder(Path(args.system)), True
-    system = base.module(args.system).load(args.checkpoint, dtype=args.dtype, mesh=None)
+    system = base.module(args.system).load(
+        args.checkpoint, dtype=args.dtype, mesh=None, **system_settings.parse(args.set)
+    )
     return from_system(system, SegmentOptions(whole_clip=args.whole_clip, threshold=args.threshold)), False
 
 
@@ -116,6 +120,7 @@ def _settings(args: argparse.Namespace, protocol: str) -> dict[str, Any]:
         "dtype": args.dtype,
         "threshold": args.threshold,
         "whole_clip": args.whole_clip,
+        "settings": list(args.set),
     }
 
 

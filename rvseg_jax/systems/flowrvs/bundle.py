@@ -85,7 +85,9 @@ def load_config(folder: str | Path, precision: Precision) -> FlowRVSConfig:
       InputError: if the folder holds no complete system, or its description does not fit.
     """
     stored = _description(Path(folder))
-    parts: dict[str, Any] = {field: _part_config(Path(folder), stored, part, precision) for part, field in FIELDS.items()}
+    parts: dict[str, Any] = {
+        field: _part_config(Path(folder), stored, part, precision) for part, field in FIELDS.items()
+    }
     if "settings" not in stored:
         raise InputError(f"{folder} holds single parts, no whole FlowRVS: export the DiT stage into it")
     settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored["settings"].items()}
