@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/bench_davis_metrics.py [DAVIS16_MINI DAVIS_PREDICTIONS] [--repeats 3]
 
 DAVIS16_MINI holds `Annotations/480p/<sequence>/<frame>.png`, DAVIS_PREDICTIONS `<method>/<sequence>/<frame>.png`.
-Without them, objects of moving_shapes are scored against what another sentence of their clip names. Reading the files is not timed. Needs opencv-python-headless (requirements-dev.txt).
+Without them, objects of moving_shapes are scored against what another sentence of their clip names. Reading or
+making the masks is not timed. Needs opencv-python-headless (requirements-dev.txt).
 """
 
 import argparse
