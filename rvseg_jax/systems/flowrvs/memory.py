@@ -9,13 +9,16 @@ import numpy as np
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.systems.flowrvs.config import FlowRVSConfig
 
-# Live arrays in the widest place of a pass. DiT: residual stream and its normalised copy, q, k, v, output and the
-# float32 copies that norms and rotations make, in units of the width; both sides of the GELU, in units of ffn_dim.
-DIT_WIDTHS = 16
-DIT_FFN_WIDTHS = 4
-# Autoencoder: full-resolution features of a residual block with the folded taps of one convolution, in units of
-# the base width.
-VAE_WIDTHS = 10
+# Live arrays in the widest place of a pass. DiT: residual stream, its normalised copy, q, k, v and the output, in
+# units of the width; both sides of the GELU, in units of ffn_dim; scores of short clips, whose attention is not
+# chunked, up to the bound that `ops.attention` sets.
+DIT_WIDTHS = 6
+DIT_FFN_WIDTHS = 2
+SCORE_COPIES = 3
+SCORE_BOUND = 2**28
+# Autoencoder: full-resolution features around the decoder's last upsampling, with the time taps of a folded
+# convolution beside each other, in units of the base width.
+VAE_WIDTHS = 15
 # An autoencoder pass below this size runs whole, which is faster; above it, one latent frame at a time.
 WHOLE_PASS_BYTES = 2**30
 LONGEST_WINDOW = 4 * 255 + 1
@@ -43,7 +46,8 @@ def dit_bytes(config: FlowRVSConfig, frames: int, size: tuple[int, int], sentenc
     cell = vae.spatial_stride**2 * int(np.prod(dit.patch_size[1:]))
     tokens = latent_frames(frames) * size[0] * size[1] // cell
     widths = DIT_WIDTHS * dit.inner_dim + DIT_FFN_WIDTHS * dit.ffn_dim
-    return sentences * tokens * widths * _itemsize(config)
+    scores = SCORE_COPIES * 4 * sentences * dit.num_attention_heads * tokens**2
+    return sentences * tokens * widths * _itemsize(config) + min(scores, SCORE_BOUND)
 
 
 def vae_bytes(config: FlowRVSConfig, frames: int, size: tuple[int, int]) -> int:
