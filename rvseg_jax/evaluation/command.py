@@ -8,7 +8,7 @@ from typing import Any
 
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.evaluation import datasets, moving_shapes
-from rvseg_jax.evaluation.predictors import Predict, from_folder, from_system
+from rvseg_jax.evaluation.predictors import from_folder, from_system
 from rvseg_jax.evaluation.runner import SUMMARY_FILE, Evaluation, EvaluationOptions, evaluate
 from rvseg_jax.evaluation.scores import Score, sentence_keyed
 from rvseg_jax.systems import base
@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
 def _mevis(args: argparse.Namespace) -> Evaluation:
     if args.root is None:
         raise InputError(f"dataset {args.dataset} needs ROOT: rvseg eval {args.system} {args.dataset} ROOT -o DIR")
-    predict, is_folder = _predictor(args)
+    is_folder = _is_folder(args.system)
+    predict = from_folder(Path(args.system)) if is_folder else from_system(_system(args), _segment_options(args))
     source = datasets.mevis(args.root, split=args.split, frames=args.frames, with_frames=not is_folder)
     settings = _settings(args, datasets.MEVIS_PROTOCOL) | {"root": str(args.root), "split": args.split}
 
@@ -84,12 +85,13 @@ def _mevis(args: argparse.Namespace) -> Evaluation:
 
 
 def _moving_shapes(args: argparse.Namespace) -> Evaluation:
-    predict, is_folder = _predictor(args)
-    if is_folder:
+    if _is_folder(args.system):
         raise InputError(f"the controls of {args.dataset} need a model: give a system, not a folder of masks")
-    source = moving_shapes.HeldOutRuns(clips=args.limit)
+    system = _system(args)
+    reconstruct = getattr(system, "reconstruct", None)
+    source = moving_shapes.HeldOutRuns(clips=args.limit, reconstruction=reconstruct is not None)
     settings = _settings(args, moving_shapes.PROTOCOL) | {"clips": args.limit, "list_hashes": source.hashes()}
-    predict = moving_shapes.with_truth_controls(predict)
+    predict = moving_shapes.with_truth_controls(from_system(system, _segment_options(args)), reconstruct)
     return evaluate(
         source,
         predict,
@@ -101,14 +103,18 @@ def _moving_shapes(args: argparse.Namespace) -> Evaluation:
     )
 
 
-def _predictor(args: argparse.Namespace) -> tuple[Predict, bool]:
-    """The predictor, and whether it is a folder; a system's name wins over a folder of that name."""
-    if args.system not in base.names() and Path(args.system).is_dir():
-        return from_folder(Path(args.system)), True
-    system = base.module(args.system).load(
-        args.checkpoint, dtype=args.dtype, mesh=None, **system_settings.parse(args.set)
-    )
-    return from_system(system, SegmentOptions(whole_clip=args.whole_clip, threshold=args.threshold)), False
+def _is_folder(system: str) -> bool:
+    """Whether SYSTEM is a folder of predictions; a system's name wins over a folder of that name."""
+    return system not in base.names() and Path(system).is_dir()
+
+
+def _system(args: argparse.Namespace) -> base.System:
+    settings = system_settings.parse(args.set)
+    return base.module(args.system).load(args.checkpoint, dtype=args.dtype, mesh=None, **settings)
+
+
+def _segment_options(args: argparse.Namespace) -> SegmentOptions:
+    return SegmentOptions(whole_clip=args.whole_clip, threshold=args.threshold)
 
 
 def _settings(args: argparse.Namespace, protocol: str) -> dict[str, Any]:
@@ -160,7 +166,8 @@ def _print(evaluation: Evaluation, folder: Path) -> None:
 
 def _groups(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The groups that are worth a line, by name."""
-    groups = {"overall": summary["overall"], **summary.get("by_kind", {}), **summary.get("controls", {})}
+    bound = {"reconstruction": summary["reconstruction"]} if "reconstruction" in summary else {}
+    groups = bound | {"overall": summary["overall"], **summary.get("by_kind", {}), **summary.get("controls", {})}
     return groups | ({"by sentence": summary["by_sentence"]} if summary.get("by_sentence") else {})
 
 

@@ -7,11 +7,12 @@ Every held-out clip is scored several times against the truth of its sentence, e
   other_sentence   the same model with a sentence about another object of the clip
   all_objects      the union of all objects, no model
   largest_object   the object with the most visible pixels, no model
+  reconstruction   the true mask encoded and decoded, for systems with `reconstruct`: their upper bound
 
 and every clip of the absent list once, as `absent`: its sentence names nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +30,10 @@ TARGET = "target"
 ABSENT = "absent"
 MODEL_CONTROLS = ("empty_sentence", "other_sentence")
 TRUTH_CONTROLS = ("all_objects", "largest_object")
+RECONSTRUCTION = "reconstruction"
 _RUNS = (TARGET, *MODEL_CONTROLS, *TRUTH_CONTROLS)
+
+Reconstruct = Callable[[np.ndarray], np.ndarray]
 
 
 class HeldOutRuns:
@@ -38,13 +42,21 @@ class HeldOutRuns:
     A source of samples for `runner.evaluate`; the runs of one clip follow each other.
     """
 
-    def __init__(self, config: MovingShapesConfig | None = None, *, clips: int | None = None) -> None:
+    def __init__(
+        self,
+        config: MovingShapesConfig | None = None,
+        *,
+        clips: int | None = None,
+        reconstruction: bool = False,
+    ) -> None:
         """Choose the clips.
 
         Args:
           config: what the clips are like; its split is not used.
           clips: take only the first so many of both lists.
+          reconstruction: whether each clip is also scored as "reconstruction".
         """
+        self._runs = (*_RUNS, RECONSTRUCTION) if reconstruction else _RUNS
         self._present = moving_shapes.held_out(config)
         self._absent = moving_shapes.held_out(config, absent=True)
         self._clips = min(clips or len(self._present), len(self._present))
@@ -52,7 +64,7 @@ class HeldOutRuns:
         self._last: tuple[int, MovingShapesSample] | None = None
 
     def __len__(self) -> int:
-        return self._clips * len(_RUNS) + self._absent_clips
+        return self._clips * len(self._runs) + self._absent_clips
 
     def __getitem__(self, index: int) -> ReferringSample:
         """One run of one clip.
@@ -62,14 +74,14 @@ class HeldOutRuns:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"the held-out list has no run {index}")
-        clip, run = divmod(index, len(_RUNS))
+        clip, run = divmod(index, len(self._runs))
         if clip >= self._clips:
-            return replace(self._absent[index - self._clips * len(_RUNS)], expression=ABSENT)
+            return replace(self._absent[index - self._clips * len(self._runs)], expression=ABSENT)
         if self._last is None or self._last[0] != clip:
             self._last = (clip, self._present[clip])
         sample = self._last[1]
         texts = {"empty_sentence": "", "other_sentence": sample.other_text}
-        return replace(sample, expression=_RUNS[run], text=texts.get(_RUNS[run], sample.text))
+        return replace(sample, expression=self._runs[run], text=texts.get(self._runs[run], sample.text))
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of both lists of clips, whole: equal hashes mean equal clips."""
@@ -79,13 +91,23 @@ class HeldOutRuns:
         return {"held_out": self._present, "held_out_absent": self._absent}
 
 
-def with_truth_controls(predict: Predict) -> Predict:
-    """`predict`, with the controls that need no model answered from the truth."""
+def with_truth_controls(predict: Predict, reconstruct: Reconstruct | None = None) -> Predict:
+    """`predict`, with the controls that need no model answered from the truth.
+
+    Args:
+      reconstruct: masks bool [T, H, W] to what is left of them after encoding and decoding.
+    """
+
+    def answer(sample: ReferringSample) -> Prediction | None:
+        if sample.expression == RECONSTRUCTION and reconstruct is not None:
+            return Prediction(reconstruct(sample.masks))
+        return _from_truth(sample) if sample.expression in TRUTH_CONTROLS else None
 
     def controlled(samples: Sequence[ReferringSample]) -> list[Prediction]:
-        asked = [sample for sample in samples if sample.expression not in TRUTH_CONTROLS]
-        answers = iter(predict(asked) if asked else ())
-        return [_from_truth(sample) if sample.expression in TRUTH_CONTROLS else next(answers) for sample in samples]
+        known = [answer(sample) for sample in samples]
+        asked = [sample for sample, answered in zip(samples, known, strict=True) if answered is None]
+        found = iter(predict(asked) if asked else ())
+        return [next(found) if answered is None else answered for answered in known]
 
     return controlled
 
@@ -104,9 +126,10 @@ def summary(scores: Sequence[Score]) -> Mapping[str, Any]:
     A margin is the mean over clips of the difference in J&F, with its bootstrap interval; clips that only one of the
     two has been scored on are left out of it.
     """
-    runs = {run: [score for score in scores if score.expression == run] for run in (*_RUNS, ABSENT)}
+    runs = {run: [score for score in scores if score.expression == run] for run in (*_RUNS, RECONSTRUCTION, ABSENT)}
     controls = (*MODEL_CONTROLS, *TRUTH_CONTROLS)
-    return {
+    bound = {RECONSTRUCTION: summarise(runs[RECONSTRUCTION])} if runs[RECONSTRUCTION] else {}
+    return bound | {
         "overall": summarise(runs[TARGET]),
         "by_kind": grouped(runs[TARGET], lambda score: score.kind),
         "controls": {run: summarise(runs[run]) for run in controls},

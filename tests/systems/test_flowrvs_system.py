@@ -16,6 +16,7 @@ from rvseg_jax.models.wan.transformer import WanTransformer
 from rvseg_jax.models.wan.transformer_config import WanTransformerConfig
 from rvseg_jax.models.wan.vae import WanVAE
 from rvseg_jax.models.wan.vae_config import WanVAEConfig
+from rvseg_jax.ops.resize import resize
 from rvseg_jax.processing.text import TokenBatch, Tokenizer, write_word_tokenizer
 from rvseg_jax.processing.video import open_video
 from rvseg_jax.systems import flowrvs
@@ -23,6 +24,7 @@ from rvseg_jax.systems.base import SegmentOptions
 from rvseg_jax.systems.flowrvs import bundle, frames, memory
 from rvseg_jax.systems.flowrvs.config import FlowRVSConfig
 from rvseg_jax.systems.flowrvs.inference import Inference, encode_text, kept_rows
+from rvseg_jax.systems.flowrvs.rows import mask_frames
 from rvseg_jax.systems.flowrvs.system import FlowRVS, LoadedParts
 
 SENTENCES = ["the red circle", "all shapes that move up and to the right in front of the large blue star"]
@@ -193,3 +195,14 @@ def test_parts_that_do_not_belong_together_are_refused():
         dataclasses.replace(CONFIG, text=UMT5Config())
     assert CONFIG.direct_video_injection and not FlowRVSConfig.released().direct_video_injection
     assert CONFIG.dit.precision == PARITY
+
+
+def test_reconstruction_is_the_autoencoder_alone(system, modules, clip):
+    masks = clip[..., 0] > 127
+    found = system.reconstruct(masks)
+    assert found.shape == masks.shape and found.dtype == bool
+    pixels = np.stack([frames.resampled(frame, (32, 64)) for frame in mask_frames(masks)])
+    vae = modules["wan_vae"]
+    decoded = jax.jit(lambda x: vae.decode(vae.encode(x).mean))(frames.padded(pixels)[None] / np.float32(127.5) - 1)
+    expected = resize(decoded[0, : len(masks)], (40, 70), mode="bilinear")[..., 0] > 0
+    assert 0.05 < expected.mean() < 0.95 and np.mean(found != expected) < 1e-3

@@ -363,3 +363,18 @@ def test_davis_clips_in_mevis_form(shared_data, tmp_path):
     assert run_eval(tmp_path / "masks", "mevis", split, *arguments) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["overall"]["J&F"] == 1 and summary["scored"] == count
+
+
+def test_reconstruction_is_scored_where_a_system_has_it(tmp_path):
+    source = moving_shapes.HeldOutRuns(clips=2, reconstruction=True)
+    assert len(source) == 2 * 6 + 2 and source[5].expression == "reconstruction"
+    predict = moving_shapes.with_truth_controls(
+        lambda samples: [Prediction(np.zeros_like(s.masks)) for s in samples], reconstruct=lambda masks: ~masks
+    )
+    evaluate(source, predict, tmp_path, settings=SETTINGS, details=moving_shapes.summary)
+    assert json.loads((tmp_path / "summary.json").read_text())["reconstruction"]["J"] == 0
+    predict = moving_shapes.with_truth_controls(
+        lambda samples: [Prediction(np.zeros_like(s.masks)) for s in samples], reconstruct=lambda masks: masks
+    )
+    found = evaluate(source, predict, tmp_path / "exact", settings=SETTINGS, details=moving_shapes.summary)
+    assert found.summary["reconstruction"]["J&F"] == 1 and found.summary["overall"]["J&F"] == 0

@@ -84,6 +84,7 @@ class Inference:
         self._fold = jax.jit(lambda state, time: nnx.merge(self._dit_graph, state).fold(time))
         self._encode = jax.jit(self._encode_pass)
         self._velocity = jax.jit(self._velocity_pass)
+        self._mask_mean = jax.jit(self._mask_mean_pass)
         self._decode = jax.jit(self._decode_pass)
         self._masks = jax.jit(self._masks_pass, static_argnums=(1,))
 
@@ -119,6 +120,13 @@ class Inference:
 
         return flow.solve(velocity, start, self._times)[0]
 
+    def true_mask_latents(self, frames: np.ndarray) -> jax.Array:
+        """Latents of a known mask, which a perfect DiT would find.
+
+        Shapes: frames uint8 0 or 255 [T, H, W, 3], the mask as a grey clip -> [1, t, h, w, Z].
+        """
+        return self._mask_mean(self._vae, frames[None])
+
     def logits(self, mask_latents: jax.Array) -> jax.Array:
         """Mask logits in -1..1, where upstream's decoder clamps.
 
@@ -135,11 +143,19 @@ class Inference:
         """
         return self._masks(logits, size)
 
-    def _encode_pass(self, state: Weights, frames: jax.Array) -> jax.Array:
-        vae: WanVAE = nnx.merge(self._vae_graph, state)
+    def _posterior_mean(self, vae: WanVAE, frames: jax.Array) -> jax.Array:
         count, height, width = frames.shape[1:4]
         chunk = memory.vae_chunk(self.config, count, (height, width))
-        return vae.normalise(vae.encode(normalised_pixels(frames), chunk=chunk).mean)
+        return vae.encode(normalised_pixels(frames), chunk=chunk).mean
+
+    def _encode_pass(self, state: Weights, frames: jax.Array) -> jax.Array:
+        vae: WanVAE = nnx.merge(self._vae_graph, state)
+        return vae.normalise(self._posterior_mean(vae, frames))
+
+    def _mask_mean_pass(self, state: Weights, frames: jax.Array) -> jax.Array:
+        vae: WanVAE = nnx.merge(self._vae_graph, state)
+        latents = self._posterior_mean(vae, frames)
+        return vae.normalise(latents) if self.config.mask_latent_space == "normalised" else latents
 
     def _velocity_pass(
         self,

@@ -17,6 +17,7 @@ from rvseg_jax.systems.base import MaskChunk, Progress, SegmentOptions, Verdict
 from rvseg_jax.systems.flowrvs import frames, memory, windows
 from rvseg_jax.systems.flowrvs.config import FlowRVSConfig
 from rvseg_jax.systems.flowrvs.inference import Inference, TextFeatures, kept_rows, text_features
+from rvseg_jax.systems.flowrvs.rows import mask_frames
 
 MASK_FRAMES = 8  # frames that are enlarged to the source's size at a time
 
@@ -126,6 +127,18 @@ class FlowRVS:
             done = start + values.shape[1]
             report("masks", done, video.count or video.expected_count)
         return tally.verdicts()
+
+    def reconstruct(self, masks: np.ndarray) -> np.ndarray:
+        """Masks encoded and decoded by the autoencoder alone: what a perfect transformer would reach.
+
+        Shapes: bool [T, H, W] -> bool [T, H, W].
+        """
+        size = masks.shape[1], masks.shape[2]
+        fitted = frames.fitted_size(*size, box=self.config.box, multiple=self.config.size_multiple)
+        clip = np.stack([frames.resampled(frame, fitted) for frame in mask_frames(masks)])
+        inference = self._networks()
+        logits = inference.logits(inference.true_mask_latents(frames.padded(clip)))[:, : len(masks)]
+        return np.asarray(inference.probabilities(logits, size)[0] > self.config.threshold)
 
     def _networks(self) -> Inference:
         if self._inference is None:
