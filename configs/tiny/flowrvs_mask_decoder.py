@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.latent_noise = 0.2
     config.optimizer.trainable = ("^vae/decoder/", "^vae/post_quant_conv/")
     config.checkpoint.save_frozen = True
-    config.steps = 2_000
+    config.steps = 1_200
     config.batch_size = 12
     config.optimizer.lr = 1e-3
     config.optimizer.betas = (0.9, 0.99)

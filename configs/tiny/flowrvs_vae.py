@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.crop, config.crop_frames = 40, 5
     config.mask_share = 0.5
     config.divergence_weight = 1e-2
-    config.steps = 4_000
+    config.steps = 2_000
     config.batch_size = 12
     config.optimizer.lr = 2e-3
     config.optimizer.betas = (0.9, 0.99)

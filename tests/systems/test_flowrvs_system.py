@@ -142,6 +142,14 @@ def test_little_memory_means_windows(system, clip):
     np.testing.assert_array_equal(ignored, whole)
 
 
+def test_clips_beyond_the_rotary_tables_run_in_windows(modules, tokenizer):
+    config = dataclasses.replace(CONFIG, dit=dataclasses.replace(CONFIG.dit, rope_max_seq_len=4))
+    system = FlowRVS(config, LoadedParts(*modules.values()), Tokenizer.from_file(tokenizer))
+    long = np.random.default_rng(1).integers(0, 256, (15, 48, 48, 3), np.uint8)
+    assert memory.longest_window(config) == 13 and memory.longest_window(FlowRVSConfig()) == 4093
+    assert run(system, long, SENTENCES[:1])[0].shape == (1, 15, 48, 48)
+
+
 def test_too_little_memory_is_an_error(system, clip):
     with pytest.raises(InputError, match="GiB is too little memory: five frames of 64x32 need .* --max-memory"):
         next(system.segment(open_video(clip), SENTENCES, options=SegmentOptions(max_memory=1000)))

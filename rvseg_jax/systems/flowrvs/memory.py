@@ -21,9 +21,14 @@ SCORE_BOUND = 2**28
 VAE_WIDTHS = 15
 # An autoencoder pass below this size runs whole, which is faster; above it, one latent frame at a time.
 WHOLE_PASS_BYTES = 2**30
-LONGEST_WINDOW = 4 * 255 + 1
 # Windows shorter than this are not traded for more sentences at a time.
 COMFORTABLE_WINDOW = 81
+
+
+def longest_window(config: FlowRVSConfig) -> int:
+    """Frames that the DiT's rotary tables reach over: 4,093 for the published model."""
+    latents = config.dit.rope_max_seq_len * config.dit.patch_size[0]
+    return (latents - 1) * config.vae.temporal_stride + 1
 
 
 def _itemsize(config: FlowRVSConfig) -> int:
@@ -76,7 +81,7 @@ def fitting_window(config: FlowRVSConfig, size: tuple[int, int], sentences: int,
       InputError: if not even five frames and one sentence fit.
     """
     for batch in range(sentences, 0, -1):
-        lengths = range(LONGEST_WINDOW, 4, -4)
+        lengths = range(longest_window(config), 4, -config.vae.temporal_stride)
         length = next((n for n in lengths if clip_bytes(config, n, size, batch) <= max_memory), None)
         if length is not None and (batch == 1 or length >= COMFORTABLE_WINDOW):
             return length, batch

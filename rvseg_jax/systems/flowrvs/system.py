@@ -83,8 +83,8 @@ class FlowRVS:
     ) -> Generator[MaskChunk, None, list[Verdict]]:
         """Yields the masks of all sentences in frame order, each frame once.
 
-        A clip runs whole where that fits `options.max_memory`, as upstream always does; otherwise in
-        overlapping windows whose logits fade into each other (see `windows`).
+        A clip runs whole where that fits `options.max_memory` and the reach of the DiT's rotary tables, as upstream
+        always does; otherwise in overlapping windows whose logits fade into each other (see `windows`).
 
         Returns:
           For each sentence "ok" and the mean probability inside its mask, or "no_target" and 0 if no pixel of
@@ -156,8 +156,10 @@ class FlowRVS:
 
     def _window(self, size: tuple[int, int], sentences: int, options: SegmentOptions) -> tuple[int | None, int]:
         """Frames of a window (None: the whole clip) and sentences of a batch."""
-        if options.whole_clip or options.max_memory is None:
+        if options.whole_clip:
             return None, sentences
+        if options.max_memory is None:
+            return memory.longest_window(self.config), sentences
         return memory.fitting_window(self.config, size, sentences, options.max_memory)
 
 
