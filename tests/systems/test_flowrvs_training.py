@@ -132,6 +132,9 @@ def test_pretrained_leaves_must_fit():
     placed = place_matching({"a": np.ones(2, np.float16), "b": np.ones(3)}, target)
     assert placed["a"].dtype == jnp.float32 and set(placed) == {"a"}
     assert place_matching({"a": np.ones(2)}, target, but="^a$") == {}
+    # Lists of modules have integer keys in a tree of parameters, and must keep them.
+    nested = place_matching({"blocks": {0: {"a": np.ones(2)}}}, {"blocks": {0: target, 1: target}})
+    assert list(nested["blocks"]) == [0] and place_matching(nested, {"blocks": {0: target}}, but="^blocks/0/a$") == {}
     with pytest.raises(ValueError, match=r"pretrained a has shape \(3,\), the recipe's model \(2,\)"):
         place_matching({"a": np.ones(3)}, target)
 

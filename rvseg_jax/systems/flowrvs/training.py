@@ -19,7 +19,6 @@ import numpy as np
 from flax import nnx
 
 from rvseg_jax.core.precision import Precision
-from rvseg_jax.core.tree_paths import flatten, unflatten
 from rvseg_jax.input_pipeline.datasets.moving_shapes import MovingShapesConfig
 from rvseg_jax.layers import stack
 from rvseg_jax.models.umt5.encoder import SHARDING as TEXT_SHARDING
@@ -342,23 +341,29 @@ class DiTTask:
         bundle.save(folder, modules, config=self.system, tokenizer=resolve(self.config.tokenizer))
 
 
-def place_matching(given: Params, target: Params, *, but: str = "(?!)") -> Params:
-    """`given` leaf by leaf in the dtype and on the sharding of `target`.
+def place_matching(given: Params, target: Params, *, but: str = "(?!)", path: str = "") -> Params:
+    """`given` leaf by leaf in the dtype and on the sharding of `target`; keys keep their types.
 
     Args:
       given, target: nested dicts; `target` holds `jax.ShapeDtypeStruct`, for the leaves that are wanted.
       but: path regex of leaves that are left out.
+      path: where these dicts lie in the whole tree, with a final "/".
 
     Raises:
       ValueError: if a leaf of `given` has another shape than its counterpart.
     """
-    placed, wanted = {}, flatten(target)
-    for path, value in flatten(given).items():
-        if path not in wanted or re.search(but, path):
+    placed: Params = {}
+    for key, value in given.items():
+        where, wanted = f"{path}{key}", target.get(key)
+        if wanted is None or re.search(but, where):
             continue
-        if wanted[path].shape != value.shape:
+        if isinstance(value, Mapping):
+            if branch := place_matching(value, wanted, but=but, path=f"{where}/"):  # type: ignore[arg-type]
+                placed[key] = branch
+            continue
+        if wanted.shape != value.shape:
             raise ValueError(
-                f"pretrained {path} has shape {value.shape}, the recipe's model {wanted[path].shape}: use its config"
+                f"pretrained {where} has shape {value.shape}, the recipe's model {wanted.shape}: use its config"
             )
-        placed[path] = jax.device_put(jnp.asarray(value, wanted[path].dtype), wanted[path].sharding)
-    return unflatten(placed)
+        placed[key] = jax.device_put(jnp.asarray(value, wanted.dtype), wanted.sharding)
+    return placed
