@@ -110,8 +110,9 @@ def predict_and_write(
     predictor = api.load(system, checkpoint, dtype=dtype, **(settings or {}))
     if checkpoint is None:
         print(
-            f"rvseg: no --checkpoint given: using the tiny {system} model that comes with the library, which was "
-            "trained on moving shapes; see docs/quickstart.md for the published weights",
+            f"rvseg: no --checkpoint given: using the tiny {system} model that comes with the library, "
+            "which is made for moving shapes; docs/status.md says how good it is, docs/quickstart.md how to use the "
+            "published weights",
             file=sys.stderr,
         )
     with progress_bar() as progress:
