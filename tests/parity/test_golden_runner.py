@@ -378,6 +378,7 @@ def test_recorder_refuses_what_it_cannot_show(torch, tmp_path):
 
 
 def test_record_command_needs_a_script(tmp_path, capsys):
+    pytest.importorskip("torch")
     assert run("record", tmp_path / "absent.py", "--part", "flowrvs", "-o", tmp_path) == 2
     assert run("record", tmp_path / "absent.py") == 2
     empty = tmp_path / "empty.py"
