@@ -34,13 +34,10 @@ def test_resampling_is_pillows():
     assert frames.resampled(frame, (37, 53)) is frame
 
 
-def test_range_is_minus_one_to_one():
-    values = frames.normalised(np.array([0, 127, 255], np.uint8))
-    np.testing.assert_allclose(values, [-1, 127 / 255 * 2 - 1, 1], atol=1e-7)
-
-
 def test_time_is_padded_with_the_last_frame():
     assert [frames.padded_length(n) for n in (1, 2, 5, 6, 9, 17)] == [1, 5, 5, 9, 9, 17]
+    # Tokens of three latent frames: 3, 6, 9, ... latent frames.
+    assert [frames.padded_length(n, 3) for n in (1, 9, 10, 21, 22)] == [9, 9, 21, 21, 33]
     clip = np.arange(6)[:, None]
     np.testing.assert_array_equal(frames.padded(clip)[:, 0], [0, 1, 2, 3, 4, 5, 5, 5, 5])
 

@@ -214,3 +214,14 @@ def test_reconstruction_is_the_autoencoder_alone(system, modules, clip):
     decoded = jax.jit(lambda x: vae.decode(vae.encode(x).mean))(frames.padded(pixels)[None] / np.float32(127.5) - 1)
     expected = resize(decoded[0, : len(masks)], (40, 70), mode="bilinear")[..., 0] > 0
     assert 0.05 < expected.mean() < 0.95 and np.mean(found != expected) < 1e-3
+
+
+def test_tokens_of_several_latent_frames(modules, tokenizer, random_leaves):
+    config = dataclasses.replace(CONFIG, dit=dataclasses.replace(CONFIG.dit, patch_size=(3, 2, 2)), num_steps=1)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: WanTransformer(config.dit, rngs=nnx.Rngs(params=0))))
+    dit = nnx.merge(graphdef, random_leaves(state))
+    parts = LoadedParts(dit, modules["wan_vae"], modules["umt5"])
+    system = FlowRVS(config, parts, Tokenizer.from_file(tokenizer))
+    clip = np.random.default_rng(2).integers(0, 256, (10, 48, 48, 3), np.uint8)
+    masks, _ = run(system, clip, SENTENCES[:1])
+    assert masks.shape == (1, 10, 48, 48) and masks.any()

@@ -36,20 +36,20 @@ def resampled(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
-def normalised(frames: np.ndarray) -> np.ndarray:
-    """uint8 0..255 -> float32 -1..1, of any shape, as ToTensor and Normalize(0.5, 0.5)."""
-    return (frames.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+def padded_length(frames: int, patch: int = 1) -> int:
+    """Smallest 4n + 1 that is not below `frames` and whose n + 1 latent frames divide into patches.
 
-
-def padded_length(frames: int) -> int:
-    """Smallest 4n + 1 that is not below `frames`: what the autoencoder can take."""
-    return frames + (1 - frames) % 4
-
-
-def padded(frames: np.ndarray) -> np.ndarray:
-    """`frames` with the last one repeated up to a length of 4n + 1.
-
-    Shapes: [T, ...] -> [padded_length(T), ...].
+    Args:
+      patch: latent frames of one token of the DiT, `patch_size[0]`; 1 in the published model.
     """
-    extra = padded_length(len(frames)) - len(frames)
+    latents = (frames + 2) // 4 + 1
+    return (-(-latents // patch) * patch - 1) * 4 + 1
+
+
+def padded(frames: np.ndarray, patch: int = 1) -> np.ndarray:
+    """`frames` with the last one repeated up to a length that the autoencoder and the DiT can take.
+
+    Shapes: [T, ...] -> [padded_length(T, patch), ...].
+    """
+    extra = padded_length(len(frames), patch) - len(frames)
     return np.concatenate([frames, np.repeat(frames[-1:], extra, axis=0)]) if extra else frames

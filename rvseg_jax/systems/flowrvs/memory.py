@@ -35,11 +35,6 @@ def _itemsize(config: FlowRVSConfig) -> int:
     return np.dtype(config.dit.precision.compute_dtype).itemsize
 
 
-def latent_frames(frames: int) -> int:
-    """Latent frames of a clip of `frames` frames, padded to 4n + 1."""
-    return (frames + 2) // 4 + 1
-
-
 def dit_bytes(config: FlowRVSConfig, frames: int, size: tuple[int, int], sentences: int) -> int:
     """Bytes of the DiT's activations.
 
@@ -48,8 +43,9 @@ def dit_bytes(config: FlowRVSConfig, frames: int, size: tuple[int, int], sentenc
       sentences: sentences that run as one batch.
     """
     dit, vae = config.dit, config.vae
-    cell = vae.spatial_stride**2 * int(np.prod(dit.patch_size[1:]))
-    tokens = latent_frames(frames) * size[0] * size[1] // cell
+    cell = vae.spatial_stride**2 * int(np.prod(dit.patch_size))
+    latent_frames = (frames + 2) // 4 + 1
+    tokens = latent_frames * size[0] * size[1] // cell
     widths = DIT_WIDTHS * dit.inner_dim + DIT_FFN_WIDTHS * dit.ffn_dim
     scores = SCORE_COPIES * 4 * sentences * dit.num_attention_heads * tokens**2
     return sentences * tokens * widths * _itemsize(config) + min(scores, SCORE_BOUND)

@@ -106,7 +106,7 @@ class FlowRVS:
         inference = self._networks()
 
         def logits(window: np.ndarray) -> np.ndarray:
-            latents = inference.video_latents(frames.padded(window))
+            latents = inference.video_latents(frames.padded(window, self.config.dit.patch_size[0]))
             pieces = [
                 inference.logits(inference.mask_latents(latents, text[start : start + batch]))
                 for start in range(0, len(texts), batch)
