@@ -1,5 +1,8 @@
 """Sizes of the bundled tiny FlowRVS, which the recipes of its three stages share."""
 
+from ml_collections import ConfigDict
+
+from rvseg_jax.core.config import from_dataclass
 from rvseg_jax.input_pipeline.datasets.moving_shapes import MovingShapesConfig
 from rvseg_jax.models.umt5.encoder import UMT5Config
 from rvseg_jax.models.wan.transformer_config import WanTransformerConfig
@@ -46,3 +49,18 @@ def autoencoder(out_channels: int) -> WanVAEConfig:
         latents_mean=(0.0,) * Z_DIM,
         latents_std=(1.0,) * Z_DIM,
     )
+
+
+def on_crops(config: ConfigDict) -> ConfigDict:
+    """Data, schedule and averaging that both stages of the autoencoder share."""
+    config.clips = from_dataclass(CLIPS)
+    config.crop, config.crop_frames = 40, 5
+    config.batch_size = 12
+    config.loader.num_workers = 1  # drawing the clips takes a third as long as the step
+    config.optimizer.betas = (0.9, 0.99)
+    config.schedule.kind = "cosine"
+    config.schedule.warmup_steps = 100
+    config.ema.enabled = True
+    config.ema.max_decay = 0.998
+    config.checkpoint.every = 500
+    return config

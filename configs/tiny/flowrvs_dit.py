@@ -24,12 +24,12 @@ def get_config() -> ConfigDict:
     config.clips = from_dataclass(flowrvs.CLIPS)
     config.pretrained = (("wan_vae", "runs/tiny/mask_decoder/export"),)
     config.latent_cache = "runs/tiny/latents.array_record"
-    config.cached_clips = 24_000
+    config.cached_clips = 10_000
     config.boundary_probability = 0.75
     config.remat = "none"
     config.optimizer.trainable = ("^dit/", "^text/")
     config.checkpoint.save_frozen = True
-    config.steps = 20_000
+    config.steps = 10_000
     config.batch_size = 32
     config.optimizer.lr = 1e-3
     config.optimizer.betas = (0.9, 0.99)

@@ -14,7 +14,7 @@ from rvseg_jax.core.config import from_dataclass
 
 def get_config() -> ConfigDict:
     """Mask decoder stage."""
-    config = base.get_config("flowrvs.mask_decoder")
+    config = flowrvs.on_crops(base.get_config("flowrvs.mask_decoder"))
     config.vae = from_dataclass(flowrvs.autoencoder(out_channels=1))
     config.clips = from_dataclass(flowrvs.CLIPS)
     config.pretrained = "runs/tiny/vae/export"
@@ -23,14 +23,10 @@ def get_config() -> ConfigDict:
     config.latent_noise = 0.2
     config.optimizer.trainable = ("^vae/decoder/", "^vae/post_quant_conv/")
     config.checkpoint.save_frozen = True
-    config.steps = 1_200
-    config.batch_size = 12
+    # Crops of 64 pixels and all frames: on crops of 40 pixels and 5 frames the decoder stayed at J&F 0.79 on whole
+    # clips, and 280 steps of these took it to 0.86.
+    config.crop, config.crop_frames = 64, 9
+    config.batch_size = 4
+    config.steps = 2_500
     config.optimizer.lr = 1e-3
-    config.optimizer.betas = (0.9, 0.99)
-    config.schedule.kind = "cosine"
-    config.schedule.warmup_steps = 100
-    config.ema.enabled = True
-    config.ema.max_decay = 0.998
-    config.loader.num_workers = 1  # drawing the clips takes a third as long as the step
-    config.checkpoint.every = 500
     return config
