@@ -24,17 +24,18 @@ TEXT = UMT5Config(
 TEXT_LENGTH = 24
 TOKENIZER = "zoo/flowrvs_tiny/tokenizer.json"
 # A token holds all three latent frames of a training clip: three times fewer tokens than the published (1, 2, 2),
-# and motion lies within a token.
+# and motion lies within a token. The velocity carries the video latent away, 192 numbers a token: at one number of
+# parameters, 7 heads in 4 layers fitted it better than 6 in 5.
 DIT = WanTransformerConfig(
     patch_size=(3, 2, 2),
-    num_attention_heads=6,
+    num_attention_heads=7,
     attention_head_dim=32,
     in_channels=Z_DIM,
     out_channels=Z_DIM,
     text_dim=TEXT.d_model,
     freq_dim=64,
-    ffn_dim=448,
-    num_layers=5,
+    ffn_dim=352,
+    num_layers=4,
     rope_max_seq_len=64,
 )
 

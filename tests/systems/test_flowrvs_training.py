@@ -39,15 +39,17 @@ DIT = DiTConfig(
 
 def test_rows_hold_a_sentence_and_the_mask_of_what_it_names():
     clips = MovingShapes(CLIPS)
-    row_of = SentenceRow(resolve(DIT.tokenizer), text_length=20, other_share=0.5)
-    seen = set()
-    for seed in range(8):
-        row = row_of(clips[3], np.random.default_rng(seed))
-        other = (row["masks"] == clips[3].other_masks).all()
-        assert other or (row["masks"] == clips[3].masks).all()
-        assert row["text_mask"].sum() == len((clips[3].other_text if other else clips[3].text).split()) + 1
-        seen.add(bool(other))
-    assert seen == {False, True}
+    row_of, own = (SentenceRow(resolve(DIT.tokenizer), 20, any_sentence=any_) for any_ in (True, False))
+    clip = clips[3]
+    named = set()
+    lengths = {(len(r.text.split()) + 1, clip.masks_of(r.ids).tobytes()) for r in clip.referrals()}
+    for seed in range(12):
+        row = row_of(clip, np.random.default_rng(seed))
+        assert (row["text_mask"].sum(), row["masks"].tobytes()) in lengths
+        named.add(tuple(row["ids"]))
+    assert len(named) > 3
+    row = own(clip, np.random.default_rng(0))
+    assert (row["masks"] == clip.masks).all() and row["text_mask"].sum() == len(clip.text.split()) + 1
 
 
 def test_crops_are_windows_of_a_clip_or_of_a_mask():
@@ -105,15 +107,19 @@ def test_latents_are_cached_once_per_origin(tmp_path, monkeypatch, random_leaves
     rows = task.source("train")
     assert isinstance(rows, Records) and len(rows) == 3
     clip, row = MovingShapes(CLIPS)[2], rows[2]
-    assert list(row["texts"]) == [clip.text, clip.other_text]
+    assert [str(text) for text in row["texts"]] == [referral.text for referral in clip.referrals()]
+    assert row["mask_latents"].shape[0] == len({referral.ids for referral in clip.referrals()})
+    cached = SentenceRow(resolve(DIT.tokenizer), 20)(row, np.random.default_rng(0))
+    assert cached["mask_latents"].shape == row["mask_latents"].shape[1:]
     # The cache gives the loss what encoding in the step would have given it, rounded to float16: 5e-4 of values
     # that reach 3.
     direct = {"frames": clip.frames[None], "masks": clip.other_masks[None]}
     (mean, logvar), masks = jax.jit(task._latents)(params, direct)
     np.testing.assert_allclose(row["video_mean"], mean[0], atol=2e-3)
     np.testing.assert_allclose(row["video_std"], jnp.exp(0.5 * logvar[0]), rtol=2e-3)
-    np.testing.assert_allclose(row["mask_latents"][1], masks[0], atol=2e-3)
-    cached = {**row, "mask_latents": row["mask_latents"][1]}
+    other_mask = row["mask_latents"][row["mask_of"][1]]
+    np.testing.assert_allclose(other_mask, masks[0], atol=2e-3)
+    cached = {**row, "mask_latents": other_mask}
     found = task._latents(params, {name: cached[name][None] for name in ("video_mean", "video_std", "mask_latents")})
     np.testing.assert_allclose(found[0].std, jnp.exp(0.5 * logvar), rtol=2e-3)
 

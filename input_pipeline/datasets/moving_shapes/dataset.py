@@ -12,6 +12,7 @@ from rvseg_jax.input_pipeline.datasets.moving_shapes import motion, render, scen
 from rvseg_jax.input_pipeline.datasets.moving_shapes.compose import Composition, Frame, compose
 from rvseg_jax.input_pipeline.datasets.moving_shapes.draws import Draws
 from rvseg_jax.input_pipeline.datasets.moving_shapes.grammar import wording
+from rvseg_jax.input_pipeline.datasets.moving_shapes.referrals import Referral, referrals
 from rvseg_jax.input_pipeline.datasets.moving_shapes.scene import Vocabulary
 from rvseg_jax.input_pipeline.sources import ReferringSample
 
@@ -19,6 +20,7 @@ KINDS = ("attribute", "relation", "motion", "several")
 SPLITS = {"train": 1, "valid": 2, "held_out": 3, "held_out_absent": 4}
 HELD_OUT_LENGTH = 256
 HELD_OUT_ABSENT_LENGTH = 128
+_REFERRALS = 1 << 20  # keeps their draws apart from the attempts at composing the clip
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ class MovingShapesSample(ReferringSample):
       flow: float32 [T-1, H, W, 2], displacement x, y in pixels from a frame to the next; None unless asked
         for.
       composition: the scene with its meanings and tracks.
+      seed: of the dataset.
+      words: of the dataset's sentences.
     """
 
     index: int
@@ -146,11 +150,23 @@ class MovingShapesSample(ReferringSample):
     camera: np.ndarray
     flow: np.ndarray | None
     composition: Composition
+    seed: int
+    words: Vocabulary
 
     @property
     def other_masks(self) -> np.ndarray:
         """bool [T, H, W], union of the objects that `other_text` names."""
-        return _union(self.object_masks, self.other_ids)
+        return self.masks_of(self.other_ids)
+
+    def masks_of(self, ids: Sequence[int]) -> np.ndarray:
+        """bool [T, H, W], union of the visible regions of some objects."""
+        return _union(self.object_masks, ids)
+
+    def referrals(self) -> list[Referral]:
+        """`text`, `other_text` and more sentences of this clip, with what each names and how often to draw it."""
+        own = [(self.text, self.target_ids), (self.other_text, self.other_ids)]
+        draws = Draws(self.seed, SPLITS[self.split], self.index, _REFERRALS)
+        return referrals(self.composition.facts, own, self.words, draws)
 
 
 def _union(object_masks: np.ndarray, ids: Sequence[int]) -> np.ndarray:
@@ -228,6 +244,8 @@ class MovingShapes:
             camera=found.scene.camera.astype(np.int32),
             flow=render.flow(found.scene, found.visible) if self.config.with_flow else None,
             composition=found,
+            seed=self.config.seed,
+            words=self._frame.words,
         )
 
 

@@ -18,8 +18,8 @@ from rvseg_jax.systems.flowrvs.rows import clips_of, mask_frames
 if TYPE_CHECKING:
     from rvseg_jax.systems.flowrvs.training import DiTConfig
 
-BATCH = 8
-FORMAT = 1  # raise it when rows change
+CLIPS, BATCH = 16, 8  # clips whose latents are held at once, and clips in one call of the encoder
+FORMAT = 2  # raise it when rows change
 
 logger = get_logger(__name__)
 
@@ -27,8 +27,9 @@ logger = get_logger(__name__)
 def cached_clips(config: "DiTConfig", system: FlowRVSConfig) -> Any:
     """The cache that a recipe names, written first if it is missing or was made from something else.
 
-    Rows: {"video_mean", "video_std": float16 [t, h, w, Z], "mask_latents": float16 [2, t, h, w, Z],
-    "texts": [2]}: the posterior of the clip, and for its two sentences the mean latent of the mask.
+    Rows: {"video_mean", "video_std": float16 [t, h, w, Z], "mask_latents": float16 [M, t, h, w, Z],
+    "texts": [K], "mask_of": int32 [K], "weights": float32 [K]}: the posterior of the clip, the mean latents of its
+    masks, and K sentences, each with its mask and how often it is to be drawn.
 
     Raises:
       ValueError: if the recipe names no pretrained autoencoder, or no number of clips.
@@ -67,19 +68,31 @@ def _rows(vae: WanVAE, config: "DiTConfig") -> Iterator[dict[str, np.ndarray]]:
         posterior = nnx.merge(graphdef, state).encode(normalised_pixels(clips))
         return posterior.mean, posterior.std
 
-    clips = clips_of(config.clips, "train")
-    for start in range(0, config.cached_clips, BATCH):
-        samples = [clips[index] for index in range(start, min(start + BATCH, config.cached_clips))]
-        videos = [sample.frames for sample in samples]
-        masks = [mask_frames(mask) for sample in samples for mask in (sample.masks, sample.other_masks)]
+    def latents(clips: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         # The last batch is filled up, so that one shape is compiled.
-        stacked = np.stack(videos + masks + [videos[0]] * (3 * (BATCH - len(samples))))
-        means, deviations = (np.asarray(part, np.float16) for part in encode(state, stacked))
-        for place, sample in enumerate(samples):
-            first_mask = len(samples) + 2 * place
+        padded = clips + clips[:1] * (-len(clips) % BATCH)
+        parts = [encode(state, np.stack(padded[i : i + BATCH])) for i in range(0, len(padded), BATCH)]
+        mean, deviation = (np.concatenate(of) for of in zip(*parts, strict=True))
+        return mean[: len(clips)].astype(np.float16), deviation[: len(clips)].astype(np.float16)
+
+    source = clips_of(config.clips, "train")
+    nothing = np.zeros((config.clips.frames, *config.clips.size), bool)
+    empty = latents([mask_frames(nothing)])[0]
+    for start in range(0, config.cached_clips, CLIPS):
+        samples = [source[index] for index in range(start, min(start + CLIPS, config.cached_clips))]
+        sentences = [sample.referrals() for sample in samples]
+        named = [sorted({referral.ids for referral in of if referral.ids}) for of in sentences]
+        masks = [mask_frames(s.masks_of(ids)) for s, of in zip(samples, named, strict=True) for ids in of]
+        mean, deviation = latents([sample.frames for sample in samples] + masks)
+        next_mask = len(samples)
+        for place, (referrals, ids) in enumerate(zip(sentences, named, strict=True)):
+            here = [(), *ids]
             yield {
-                "video_mean": means[place],
-                "video_std": deviations[place],
-                "mask_latents": means[first_mask : first_mask + 2],
-                "texts": np.array([sample.text, sample.other_text]),
+                "video_mean": mean[place],
+                "video_std": deviation[place],
+                "mask_latents": np.concatenate([empty, mean[next_mask : next_mask + len(ids)]]),
+                "texts": np.array([referral.text for referral in referrals]),
+                "mask_of": np.array([here.index(referral.ids) for referral in referrals], np.int32),
+                "weights": np.array([referral.weight for referral in referrals], np.float32),
             }
+            next_mask += len(ids)

@@ -58,7 +58,7 @@ class CropRow:
 
 @dataclass
 class SentenceRow:
-    """A clip, one of its two sentences and the mask of what that one names: a row of the DiT stage.
+    """A clip, a sentence and the mask of what that one names: a row of the DiT stage.
 
     From `moving_shapes` it is {"frames", "masks", ...}, from a latent cache {"video_mean", "video_std",
     "mask_latents", ...}; with either come "ids" int32 [L] and "text_mask" bool [L].
@@ -66,12 +66,12 @@ class SentenceRow:
     Attributes:
       tokenizer: path of the tokenizer.json, opened in the worker.
       text_length: L, tokens to which a sentence is padded.
-      other_share: probability of the clip's second sentence.
+      any_sentence: draws one of all the clip's sentences (`referrals`); otherwise it is the clip's own `text`.
     """
 
     tokenizer: Path
     text_length: int
-    other_share: float = 0.5
+    any_sentence: bool = True
     _loaded: Tokenizer | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,18 +79,27 @@ class SentenceRow:
 
     def __call__(self, sample: Any, rng: np.random.Generator) -> Row:
         """Shapes: frames uint8 [T, H, W, 3], masks bool [T, H, W]; or latents float16 [t, h, w, Z]."""
-        other = bool(rng.random() < self.other_share)
         if isinstance(sample, Mapping):
+            pick = _weighted(sample["weights"], rng) if self.any_sentence else 0
             row = {
                 "video_mean": sample["video_mean"],
                 "video_std": sample["video_std"],
-                "mask_latents": sample["mask_latents"][int(other)],
+                "mask_latents": sample["mask_latents"][sample["mask_of"][pick]],
             }
-            text = str(sample["texts"][int(other)])
+            text = str(sample["texts"][pick])
+        elif self.any_sentence:
+            referrals = sample.referrals()
+            referral = referrals[_weighted([referral.weight for referral in referrals], rng)]
+            row, text = {"frames": sample.frames, "masks": sample.masks_of(referral.ids)}, referral.text
         else:
-            row = {"frames": sample.frames, "masks": sample.other_masks if other else sample.masks}
-            text = sample.other_text if other else sample.text
+            row, text = {"frames": sample.frames, "masks": sample.masks}, sample.text
         if self._loaded is None:
             self._loaded = Tokenizer.from_file(self.tokenizer)
         tokens = self._loaded.encode([clean_text(text)], self.text_length)
         return row | {"ids": tokens.ids[0], "text_mask": tokens.mask[0]}
+
+
+def _weighted(weights: Any, rng: np.random.Generator) -> int:
+    """An index drawn in proportion to `weights`."""
+    totals = np.cumsum(weights, dtype=np.float64)
+    return int(np.searchsorted(totals, rng.random() * totals[-1], side="right"))

@@ -122,7 +122,7 @@ class MaskDecoderConfig:
     Attributes:
       vae: sizes of the autoencoder, `out_channels` 1.
       clips, crop, crop_frames: as for the autoencoder.
-      pretrained: folder of the autoencoder's export; all of it but the output convolution is taken over.
+      pretrained: folder of the autoencoder's export, or of a mask decoder's to train it further.
       focal_weight, dice_weight: upstream's removed options suggest 8 and 4.
       latent_noise: standard deviation of noise added to the latents, for the errors that a DiT makes.
     """
@@ -158,9 +158,11 @@ class MaskDecoderTask:
         return {"vae": _init(self._model, key)}
 
     def restore_pretrained(self, target: Params) -> Params:
-        """The autoencoder's parameters where shapes agree, which is everywhere but in the output convolution."""
-        given = {"vae": _weights(self.config.pretrained, "wan_vae", self._precision)}
-        return place_matching(given, target, but=r"^vae/decoder/conv_out/")
+        """The autoencoder's parameters; its output convolution is new unless it too has the channels of masks."""
+        given = _weights(self.config.pretrained, "wan_vae", self._precision)
+        channels = given["decoder"]["conv_out"]["bias"].shape[-1]
+        new = "(?!)" if channels == self.config.vae.out_channels else r"^vae/decoder/conv_out/"
+        return place_matching({"vae": given}, target, but=new)
 
     def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """Shapes: batch {"video": uint8 0 or 255 [B, T, H, W, 3]}, grey mask clips."""
@@ -207,7 +209,7 @@ class DiTConfig:
       remat: what the backward pass through the DiT recomputes, see `layers.stack.run`.
       latent_cache: file in which latents of `cached_clips` clips are kept; it is written when it is missing
         or was made from something else. "" encodes in every step.
-      cached_clips: clips in the cache, two sentences each.
+      cached_clips: clips in the cache.
       validation_clips: clips that `evaluate` scores.
     """
 
@@ -324,7 +326,7 @@ class DiTTask:
     def transform(self, split: str) -> SentenceRow:
         """One sentence of a clip, tokenised."""
         path = resolve(self.config.tokenizer)
-        return SentenceRow(path, self.config.text_length, other_share=0.5 if split == "train" else 0.0)
+        return SentenceRow(path, self.config.text_length, any_sentence=split == "train")
 
     def evaluate(self, params: Params, *, step: int) -> Mapping[str, float]:
         """Region similarity J on validation clips, by kind of sentence and in the mean."""
