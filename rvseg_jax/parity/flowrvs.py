@@ -166,7 +166,7 @@ def _train_loss(case: Case) -> Produced:
     def loss(weights: nnx.State) -> tuple[jax.Array, jax.Array]:
         model: Any = nnx.merge(graph, weights)
         predicted = model(state_input(system, state, start), times, text)
-        return losses.velocity_loss(predicted, velocity), predicted
+        return jnp.mean(losses.velocity_errors(predicted, velocity)), predicted
 
     (value, predicted), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(parameters)
     exported = to_torch("wan_dit", nnx.merge(graph, gradients), dit.cfg)

@@ -44,8 +44,8 @@ Batch = Mapping[str, jax.Array]
 Metrics = Mapping[str, jax.Array]
 
 _TASKS = {
-    "flowrvs.vae": "rvseg_jax.systems.flowrvs.training:VAETask",
-    "flowrvs.mask_decoder": "rvseg_jax.systems.flowrvs.training:MaskDecoderTask",
+    "flowrvs.vae": "rvseg_jax.systems.flowrvs.autoencoder_training:VAETask",
+    "flowrvs.mask_decoder": "rvseg_jax.systems.flowrvs.autoencoder_training:MaskDecoderTask",
     "flowrvs.dit": "rvseg_jax.systems.flowrvs.training:DiTTask",
 }
 

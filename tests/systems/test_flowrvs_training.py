@@ -19,8 +19,9 @@ from rvseg_jax.processing.video import open_video
 from rvseg_jax.systems import flowrvs
 from rvseg_jax.systems.flowrvs import bundle, latent_cache
 from rvseg_jax.systems.flowrvs.injection import widened_patch_kernel
+from rvseg_jax.systems.flowrvs.parameters import place_matching
 from rvseg_jax.systems.flowrvs.rows import CropRow, SentenceRow, mask_frames
-from rvseg_jax.systems.flowrvs.training import DiTConfig, DiTTask, place_matching
+from rvseg_jax.systems.flowrvs.training import DiTConfig, DiTTask
 from rvseg_jax.training import config as run_config
 from rvseg_jax.zoo import resolve
 

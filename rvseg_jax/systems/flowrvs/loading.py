@@ -11,7 +11,7 @@ from flax import nnx
 
 from rvseg_jax.core import precision as precisions
 from rvseg_jax.core.errors import InputError
-from rvseg_jax.models.umt5.encoder import UMT5Encoder, encode_blockwise
+from rvseg_jax.models.umt5.encoder import UMT5Config, UMT5Encoder, encode_blockwise
 from rvseg_jax.models.wan.transformer import WanTransformer
 from rvseg_jax.models.wan.vae import WanVAE
 from rvseg_jax.processing.text import Tokenizer
@@ -44,6 +44,18 @@ def _changed(config: FlowRVSConfig, settings: dict[str, Any]) -> FlowRVSConfig:
         raise InputError(str(error)) from error
 
 
+def encode_stored(folder: Path, config: UMT5Config, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
+    """Output of the text encoder of a converted checkpoint, read and run block by block.
+
+    Shapes: ids int [N, S], mask bool [N, S] -> [N, S, D].
+    """
+    from rvseg_jax.convert import streaming
+
+    stored = streaming.open_part(folder, "umt5")
+    embedding, norm = stored.rows("shared/embedding"), stored.leaf("final_layer_norm/scale")
+    return encode_blockwise(config, embedding, stored.layers("blocks"), norm, ids, mask)
+
+
 class ConvertedParts:
     """Parts of a converted checkpoint. The text encoder is read block by block and never held whole."""
 
@@ -72,17 +84,7 @@ class ConvertedParts:
 
     def encode(self, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
         """Output of the text encoder, one block in memory at a time. Shapes: [N, S] -> [N, S, D]."""
-        from rvseg_jax.convert import streaming
-
-        stored = streaming.open_part(self._folder, "umt5")
-        return encode_blockwise(
-            self.config.text,
-            stored.rows("shared/embedding"),
-            stored.layers("blocks"),
-            stored.leaf("final_layer_norm/scale"),
-            ids,
-            mask,
-        )
+        return encode_stored(self._folder, self.config.text, ids, mask)
 
     def networks(self) -> tuple[WanTransformer, WanVAE]:
         """The transformer and the autoencoder, on the mesh."""

@@ -5,12 +5,18 @@ import jax.numpy as jnp
 import optax
 
 
-def velocity_loss(predicted: jax.Array, velocity: jax.Array) -> jax.Array:
-    """Mean squared error over all latents (FlowRVS engine.py).
+def velocity_errors(predicted: jax.Array, velocity: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    """Mean squared error over the latents of each sample; the loss is their mean (FlowRVS engine.py).
 
-    Shapes: predicted and velocity [B, t, h, w, Z] -> float32 [].
+    Shapes: predicted and velocity [B, t, h, w, Z]; valid bool [B, h, w], False where a clip is padding
+      -> float32 [B].
     """
-    return jnp.mean(jnp.square(predicted.astype(jnp.float32) - velocity.astype(jnp.float32)))
+    squares = jnp.square(predicted.astype(jnp.float32) - velocity.astype(jnp.float32))
+    if valid is None:
+        return jnp.mean(squares, axis=(1, 2, 3, 4))
+    weights = valid[:, None, :, :, None].astype(jnp.float32)
+    counted = jnp.sum(weights, axis=(1, 2, 3, 4)) * squares.shape[1] * squares.shape[-1]
+    return jnp.sum(squares * weights, axis=(1, 2, 3, 4)) / jnp.maximum(counted, 1)
 
 
 def focal_loss(logits: jax.Array, masks: jax.Array, *, alpha: float = 0.25, gamma: float = 2.0) -> jax.Array:

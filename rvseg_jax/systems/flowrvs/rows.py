@@ -45,7 +45,7 @@ class CropRow:
         """Shapes: -> {"video": uint8 [t, h, w, 3]}."""
         if rng.random() < self.mask_share:
             # One object, or what the sentence names: masks of every extent.
-            objects = sample.object_masks
+            objects = getattr(sample, "object_masks", ())
             pick = rng.integers(len(objects) + 1)
             video = mask_frames(sample.masks if pick == len(objects) else objects[pick])
         else:
@@ -54,6 +54,42 @@ class CropRow:
         frames, size = self.frames or total, self.size or min(height, width)
         t, y, x = (int(rng.integers(n - m + 1)) for n, m in ((total, frames), (height, size), (width, size)))
         return {"video": np.ascontiguousarray(video[t : t + frames, y : y + size, x : x + size])}
+
+
+@dataclass
+class CachedText:
+    """Encoded sentences by their text; the file is opened in each process for itself.
+
+    Attributes:
+      path: the ArrayRecord file.
+      rows: row of each sentence.
+      text_length: tokens to which a sentence is padded.
+      width: of an encoded token.
+    """
+
+    path: str
+    rows: Mapping[str, int] = field(repr=False)
+    text_length: int
+    width: int
+    _records: Any = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_records": None}
+
+    def __call__(self, text: str) -> np.ndarray:
+        """The bits of a sentence's bfloat16 states, zero behind its end. Shapes: -> uint16 [L, D].
+
+        Raises:
+          KeyError: for a sentence that the cache was not made for.
+        """
+        from rvseg_jax.input_pipeline.records import Records
+
+        if self._records is None:
+            self._records = Records(self.path)
+        states = self._records[self.rows[clean_text(text)]]["states"]
+        padded = np.zeros((self.text_length, self.width), np.uint16)
+        padded[: len(states)] = states
+        return padded
 
 
 @dataclass
@@ -66,12 +102,14 @@ class SentenceRow:
     Attributes:
       tokenizer: path of the tokenizer.json, opened in the worker.
       text_length: L, tokens to which a sentence is padded.
+      encoded: encoded sentences; rows then hold "text_states" uint16 [L, D] instead of "ids" and "text_mask".
       any_sentence: draws one of all the clip's sentences (`referrals`); otherwise it is the clip's own `text`.
     """
 
     tokenizer: Path
     text_length: int
     any_sentence: bool = True
+    encoded: CachedText | None = None
     _loaded: Tokenizer | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,6 +131,10 @@ class SentenceRow:
             row, text = {"frames": sample.frames, "masks": sample.masks_of(referral.ids)}, referral.text
         else:
             row, text = {"frames": sample.frames, "masks": sample.masks}, sample.text
+            if getattr(sample, "valid", None) is not None:
+                row["valid"] = sample.valid
+        if self.encoded is not None:
+            return row | {"text_states": self.encoded(text)}
         if self._loaded is None:
             self._loaded = Tokenizer.from_file(self.tokenizer)
         tokens = self._loaded.encode([clean_text(text)], self.text_length)
