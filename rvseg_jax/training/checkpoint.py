@@ -20,6 +20,7 @@ from etils import epath
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.core.tree_paths import flatten, unflatten
 from rvseg_jax.training.config import CheckpointConfig
+from rvseg_jax.training.report import WriteError
 from rvseg_jax.training.state import TrainState, partition
 from rvseg_jax.training.tasks import Params
 
@@ -76,8 +77,7 @@ class Checkpoints:
     ) -> None:
         """Starts to save `state`, after waiting for the save before it.
 
-        Returns when the arrays have left the devices, so that the state may be donated. An error of the
-        earlier save, such as a full disk, is raised here.
+        Returns when the arrays have left the devices, so that the state may be donated.
 
         Args:
           state: what to save; its `frozen` part is saved if the config says so.
@@ -85,6 +85,9 @@ class Checkpoints:
           data: position of the input pipeline, as JSON values.
           meta: what else to keep, as JSON values.
           metrics: scores at this step, by which the best checkpoints are kept.
+
+        Raises:
+          WriteError: if this save cannot start, or the one before it has failed, as on a full disk.
         """
         if step in self._manager.all_steps():
             return
@@ -98,7 +101,19 @@ class Checkpoints:
             items["ema"] = ocp.args.StandardSave(state.ema)
         if state.frozen and self._config is not None and self._config.save_frozen:
             items["frozen"] = ocp.args.StandardSave(state.frozen)
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics=dict(metrics) if metrics else None)
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=dict(metrics) if metrics else None)
+        except Exception as error:  # Orbax and tensorstore raise many types
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: Exception) -> WriteError:
+        # The cause stands at the end of tensorstore's messages, behind long paths.
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rsplit(": ", 1)[-1][:200]
+        whole = [step for step in self._manager.all_steps(read=True) if self.holds("meta", step)]
+        rest = f"the newest complete one is of step {max(whole)}" if whole else "there is no earlier one"
+        return WriteError(
+            f"a checkpoint in {self._folder} could not be written ({reason}); {rest}: free space, run again"
+        )
 
     def restore(self, target: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         """The state saved after `step`, and the position of the input pipeline.
@@ -158,9 +173,15 @@ class Checkpoints:
             raise InputError(f"{where} does not fit the config ({reason}): use a new workdir") from error
 
     def close(self) -> None:
-        """Waits for the save under way and ends the writing threads; raises what went wrong in them."""
+        """Waits for the save under way and ends the writing threads.
+
+        Raises:
+          WriteError: if that save fails.
+        """
         try:
             self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._not_written(error) from error
         finally:
             self._manager.close()
 

@@ -1,5 +1,6 @@
 """What a run says while it trains: `metrics.jsonl`, TensorBoard, and a bar or lines for the person watching."""
 
+import contextlib
 import json
 import os
 import resource
@@ -12,10 +13,15 @@ from typing import Any
 import jax
 from etils import epath
 
+from rvseg_jax.core.errors import UserError
 from rvseg_jax.core.logging import get_logger
 
 METRICS = "metrics.jsonl"
 _logger = get_logger(__name__)
+
+
+class WriteError(UserError, OSError):
+    """A checkpoint or a metrics file could not be written, as on a full disk."""
 
 
 class Report:
@@ -37,7 +43,7 @@ class Report:
         self._file: Any = None
         if not writes:
             return
-        path = epath.Path(workdir) / METRICS
+        self._path = path = epath.Path(workdir) / METRICS
         trim(path, start)
         self._file = path.open("a")
         if tensorboard:
@@ -51,11 +57,18 @@ class Report:
             self._task = self._bar.add_task("train", total=steps, completed=start, loss="")
 
     def row(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one row; a row is one line, so that a reader sees it whole or not at all."""
+        """Writes one row; a row is one line, so that a reader sees it whole or not at all.
+
+        Raises:
+          WriteError: if it cannot be written.
+        """
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise WriteError(f"{self._path} could not be written ({error}): free space, run again") from error
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
@@ -75,7 +88,8 @@ class Report:
         if self._events is not None:
             self._events.close()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what could not be written has been reported
+                self._file.close()
 
 
 class Meter:

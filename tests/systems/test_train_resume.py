@@ -234,11 +234,20 @@ def get_config():
 """
 
 
+# Runs a command whose files cannot grow beyond 3 KB: to write more fails as on a full disk.
+SMALL_FILES = """
+import os, resource, signal, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, 3_000))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 @contextmanager
-def training(folder, workdir, *words):
+def training(folder, workdir, *words, wrapper=()):
     """`train.py` at work on the recipe, in a process of its own that does not outlive the block."""
     (folder / "recipe.py").write_text(RECIPE)
-    command = [sys.executable, "train.py", str(folder / "recipe.py"), "--workdir", str(workdir), *words]
+    command = [*wrapper, sys.executable, "train.py", str(folder / "recipe.py"), "--workdir", str(workdir), *words]
     environment = {**os.environ, "PYTHONPATH": str(HERE)}
     root = HERE.parent.parent
     process = subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
@@ -277,6 +286,37 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_last_bit(tmp_path):
     straight = run(config, tmp_path / "straight")
     assert numbers(workdir) == numbers(tmp_path / "straight")
     assert_same_state(resumed.state, straight.state)
+
+
+def test_a_data_worker_that_dies_ends_the_run_with_its_state_saved(tmp_path):
+    workdir = tmp_path / "run"
+    with training(tmp_path, workdir, "log.tensorboard=false") as process:
+        wait_for(process, lambda: rows_written(workdir) > 1)
+        threads = Path(f"/proc/{process.pid}/task").iterdir()
+        children = [pid for thread in threads for pid in (thread / "children").read_text().split()]
+        workers = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+        assert len(workers) == 1
+        os.kill(int(workers[0]), signal.SIGKILL)
+        errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    step = Checkpoints(workdir).latest()
+    assert step and f"the state after step {step} is saved" in errors and "exit code -9" in errors
+
+
+@pytest.mark.parametrize(("width", "failing"), [(16, "metrics.jsonl"), (100_000, "a checkpoint in ")])
+def test_a_full_disk_ends_the_run_and_leaves_its_last_checkpoint_whole(tmp_path, width, failing):
+    workdir = tmp_path / "run"
+    words = [f"model.width={width}", "log.tensorboard=false", "loader.num_workers=0", "checkpoint.every=5"]
+    with training(tmp_path, workdir, *words, "log.every=1", wrapper=(sys.executable, "-c", SMALL_FILES)) as process:
+        errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert failing in errors and "could not be written" in errors and "File too large" in errors
+    step = Checkpoints(workdir).latest()
+    if width == 16:
+        config = configs.load(tmp_path / "recipe.py", [*words, "log.every=1", f"steps={step + 3}"])
+        assert_same_state(run(config, workdir).state, run(config, tmp_path / "straight").state)
+    else:
+        assert step is None and "there is no earlier one" in errors
 
 
 @pytest.mark.slow
