@@ -124,14 +124,24 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Metrics: rows of `metrics.jsonl` and TensorBoard events every `every` steps."""
+    """What a run says.
+
+    Attributes:
+      every: steps between rows of `metrics.jsonl` and TensorBoard events.
+      tensorboard: whether the latter are written.
+      profile: (first step, number of steps) of a window that JAX's profiler records into `profile/` of the run's
+        folder; no steps record nothing. TensorBoard and Perfetto show it.
+    """
 
     every: int = 10
     tensorboard: bool = True
+    profile: tuple[int, int] = (10, 0)
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"every is {self.every}: it must be at least 1")
+        if min(self.profile) < 0:
+            raise ValueError(f"profile is {self.profile}: give the first step and how many steps to record")
 
 
 @dataclass(frozen=True)
@@ -149,6 +159,7 @@ class RunConfig:
       task: name of the task, such as "flowrvs.dit"; see `training.tasks`.
       seed: seed of initialisation, noise and data order.
       steps: optimizer steps of the whole run, resumed parts included.
+      epochs: passes over the training source; if it is not 0 it takes the place of `steps`.
       batch_size: samples per step over all devices and processes.
       mesh: devices along each mesh axis.
       precision: "float32", "mixed" (float32 parameters, bfloat16 compute), "bfloat16" or "parity".
@@ -157,6 +168,7 @@ class RunConfig:
     task: str
     seed: int = 42
     steps: int = 1000
+    epochs: int = 0
     batch_size: int = 8
     precision: Literal["parity", "float32", "bfloat16", "mixed"] = "float32"
     mesh: MeshShape = field(default_factory=MeshShape)
@@ -171,6 +183,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
             raise ValueError(f"steps {self.steps} and batch_size {self.batch_size} must be at least 1")
+        if self.epochs < 0:
+            raise ValueError(f"epochs is {self.epochs}: it must not be negative")
         if self.batch_size % (parts := self.optimizer.accumulate):
             raise ValueError(f"batch_size {self.batch_size} is no multiple of optimizer.accumulate {parts}")
 

@@ -33,6 +33,7 @@ from rvseg_jax.training.batches import Batches
 from rvseg_jax.training.checkpoint import Checkpoints
 from rvseg_jax.training.config import RunConfig, parse
 from rvseg_jax.training.preemption import stop_on_sigterm, told_to_stop
+from rvseg_jax.training.profiler import Profiler
 from rvseg_jax.training.report import Meter, Report, memory_gib
 from rvseg_jax.training.state import TrainState, abstract, create, initial_params, size
 from rvseg_jax.training.step import TrainStep, batch_sharding, make_train_step, task_loss
@@ -110,7 +111,10 @@ def _prepare(
     source = task.source("train")
     if len(source) < settings.batch_size:
         raise ConfigError(f"batch_size {settings.batch_size} is more than the {len(source)} training samples")
-    target, step, transform = _compile(settings, task, mesh, steps_per_epoch=len(source) // settings.batch_size)
+    steps_per_epoch = len(source) // settings.batch_size
+    if settings.epochs:
+        settings = replace(settings, steps=settings.epochs * steps_per_epoch)
+    target, step, transform = _compile(settings, task, mesh, steps_per_epoch=steps_per_epoch)
     batches = Batches(settings, task, source, mesh)
     start = checkpoints.latest()
     if start is None:
@@ -138,7 +142,8 @@ def _prepare(
         writes=distributed.is_main_process(),
     )
     meta = {"config": configs.to_json(config), **_origin()}
-    return _Trainer(settings, task, checkpoints, step, batches, report, meta, state, start or 0)
+    profiler = Profiler(workdir, *settings.log.profile)
+    return _Trainer(settings, task, checkpoints, step, batches, report, profiler, meta, state, start or 0)
 
 
 def _compile(
@@ -192,11 +197,13 @@ class _Trainer:
         step: TrainStep,
         batches: Any,
         report: Report,
+        profiler: Profiler,
         meta: Mapping[str, Any],
         state: TrainState,
         start: int,
     ) -> None:
         self._report = report
+        self._profiler = profiler
         self._settings = settings
         self._task = task
         self._checkpoints = checkpoints
@@ -215,6 +222,7 @@ class _Trainer:
     def close(self) -> None:
         """Ends the worker processes of the data and closes the metric files."""
         self._batches.close()
+        self._profiler.close()
         self._report.close()
 
     def train(self, stop: threading.Event) -> Result:
@@ -260,6 +268,7 @@ class _Trainer:
 
     def _advance(self, batch: Batch) -> Metrics:
         """Dispatches one step and returns its metrics, which are not there yet."""
+        self._profiler.before(self._done + 1)
         self._state, metrics = self._step(self._state, batch)
         self._done += 1
         self._positions[self._done] = self._batches.get_state()
@@ -277,6 +286,7 @@ class _Trainer:
                 "lower optimizer.lr, or look at the samples of this step, and run again"
             )
         self._values.update(values)
+        self._profiler.after(step)
         self._meter.step()
         self._report.progress(step, values["loss"])
         if step % self._settings.log.every == 0 or step == self._settings.steps:

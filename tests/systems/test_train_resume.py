@@ -129,6 +129,14 @@ def test_other_data_are_not_resumed_on(tmp_path):
         run(recipe(steps=2, **{"data.samples": 56}), tmp_path)
 
 
+def test_epochs_count_steps_and_a_window_of_them_is_profiled(tmp_path):
+    config = recipe(epochs=2, steps=1, batch_size=16)
+    config.log.profile = (2, 2)
+    result = run(config, tmp_path)
+    assert result.step == 2 * (48 // 16) and result.finished
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
 def test_finished_run_does_nothing_more(whole):
     workdir, result = whole
     before = numbers(workdir)
