@@ -121,6 +121,7 @@ def _attention() -> dict[str, str]:
     import jax.numpy as jnp
 
     from rvseg_jax.ops.attention import chosen_backend
+    from rvseg_jax.ops.attention.cudnn import probe
 
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     found = {}
@@ -128,6 +129,7 @@ def _attention() -> dict[str, str]:
         array = jax.ShapeDtypeStruct((1, tokens, heads, width), dtype)
         backend, reason = chosen_backend(array, array, array)
         found[name] = f"{backend} ({reason})"
+    found["cuDNN"] = f"no ({cause})" if (cause := probe()) else "works (forward and backward tried)"
     return found
 
 

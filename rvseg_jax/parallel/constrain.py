@@ -45,12 +45,22 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    # Inside shard_map the manual axes are cut already, and only the others can be asked for.
-    automatic = {axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
-    rules = {name: _only(axes, automatic) for name, axes in current_rules().items()}
-    return jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, rules, mesh, where="activation"))
+    spec = partition_spec(names, x.shape, automatic_rules(), mesh, where="activation")
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
-def _only(axes: str | tuple[str, ...] | None, allowed: set[str]) -> tuple[str, ...]:
+def automatic_axes() -> frozenset[str]:
+    """Axes of the mesh in use that the compiler shards over; inside `jax.shard_map` the manual ones are cut already."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return frozenset(axis for axis, kind in kinds if kind == AxisType.Auto)
+
+
+def automatic_rules() -> Rules:
+    """The rules in use, without the mesh axes that cannot be asked for here."""
+    return {name: _only(axes, automatic_axes()) for name, axes in current_rules().items()}
+
+
+def _only(axes: str | tuple[str, ...] | None, allowed: frozenset[str]) -> tuple[str, ...]:
     axes = (axes,) if isinstance(axes, str) else axes or ()
     return tuple(axis for axis in axes if axis in allowed)

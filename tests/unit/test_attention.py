@@ -1,6 +1,10 @@
 """Attention: every back end against the reference, and the reference against torch, forward and gradients."""
 
+import dataclasses
 import functools
+import logging
+import re
+import sys
 from dataclasses import dataclass
 
 import jax
@@ -15,18 +19,34 @@ from rvseg_jax.ops.attention import (
     Full,
     Lengths,
     Mask,
+    Problem,
     Segments,
     Window,
     attention,
     chosen_backend,
 )
 from rvseg_jax.ops.attention.chunked import chunked
+from rvseg_jax.ops.attention.cudnn import cudnn
+from rvseg_jax.ops.attention.forms import form_of
 from rvseg_jax.ops.attention.masks import Span
 from rvseg_jax.ops.attention.reference import reference
+from rvseg_jax.ops.attention.splash import SplashBlocks, splash
+
+# The package shows the function of the same name.
+cudnn_module = sys.modules["rvseg_jax.ops.attention.cudnn"]
 
 BATCH, HEADS, WIDTH, V_WIDTH, SCALE = 2, 4, 8, 6, 0.4
 # Small blocks, so that 37 queries and 53 keys make several of them and the last ones are not full.
-COMPARED = {"chunked": functools.partial(chunked, block_q=16, block_k=16)}
+# The TPU kernel's own program runs as plain JAX here, and the GPU back end's masks go through another kernel of JAX.
+COMPARED = {
+    "chunked": functools.partial(chunked, block_q=16, block_k=16),
+    "splash": functools.partial(splash, interpret=True),
+    "cudnn": functools.partial(cudnn, implementation="xla"),
+}
+PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}
+# A ring needs a mesh: tests/sharding/test_attention_ring.py.
+ELSEWHERE = {"ring"}
+RUNNABLE = ("reference", "chunked")
 
 
 @dataclass(frozen=True)
@@ -91,6 +111,8 @@ def make_mask(case: Case) -> Mask:
         "dense of keys": lambda: Dense(jnp.asarray(rng.random((BATCH, 1, 1, kv_len)) < 0.5)),
         "causal and lengths": lambda: Causal() & Lengths(jnp.array([9, 40])),
         "window and segments": lambda: Window(8, 8) & segments,
+        "window and lengths": lambda: Window(30, 5) & lengths,
+        "causal and window": lambda: Causal() & Window(7, None),
         "nothing": lambda: Dense(jnp.zeros((1, 1, 1, 1), bool)),
     }[case.mask]()
 
@@ -110,6 +132,11 @@ def value_and_gradients(run, mask, q, k, v, bias, cotangent):
     given = [x for x in (q, k, v, bias) if x is not None]
     out, pull = jax.vjp(lambda q, k, v, bias=None: run(q, k, v, mask, bias, SCALE, "highest"), *given)
     return [out, *pull(cotangent.astype(out.dtype))]
+
+
+def fixed(run, mask: Mask):
+    """`run` with a mask that is known when it is traced: kernels need the offset of a `Causal` as a number."""
+    return lambda q, k, v, _, *rest: run(q, k, v, mask, *rest)
 
 
 def with_torch(torch, mask: Mask, q, k, v, bias, cotangent) -> list[np.ndarray]:
@@ -143,7 +170,7 @@ def close(ours, theirs) -> None:
 
 
 def test_every_back_end_is_in_the_matrix():
-    assert set(BACKENDS) == {"reference", *COMPARED}
+    assert set(BACKENDS) == {"reference", *COMPARED, *ELSEWHERE}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -151,27 +178,129 @@ def test_back_ends_agree_with_the_reference_and_it_with_torch(torch, case):
     mask, values = make_mask(case), arrays(case)
     expected = value_and_gradients(reference, mask, *values)
     close(expected, with_torch(torch, mask, *values))
-    for run in COMPARED.values():
-        close(value_and_gradients(run, mask, *values), expected)
+    close(value_and_gradients(COMPARED["chunked"], mask, *values), expected)
 
 
-@pytest.mark.parametrize("name", COMPARED)
+def refusal(name: str, case: Case, mask: Mask, **changes) -> str | None:
+    """Why a back end could not compute a case on the platform that it is for."""
+    shapes = [(BATCH, case.q_len, HEADS, 64), *[(BATCH, case.kv_len, case.kv_heads, 64)] * 2]
+    problem = Problem(*shapes, jnp.bfloat16, form_of(mask), case.bias is not None, PLATFORMS[name])
+    return BACKENDS[name].supports(dataclasses.replace(problem, **changes))
+
+
+# What each kernel refuses of CASES, by mask.
+REFUSED = {
+    "splash": {"causal after a cache", "dense", "dense of a head", "dense of keys", "window and segments", "nothing"},
+    "cudnn": {
+        *("causal", "causal after a cache", "window", "window open to the left", "segments", "dense"),
+        *("dense of a head", "dense of keys", "causal and lengths", "window and segments", "nothing"),
+    },
+}
+SQUARE = [
+    Case("causal", kv_heads=2, q_len=40, kv_len=40),
+    Case("causal and lengths", q_len=40, kv_len=40),
+    Case("causal and window", q_len=40, kv_len=40),
+    Case("window of one key", q_len=24, kv_len=24),
+]
+# Several tiles of the TPU kernel, the last ones not full, and rows of tiles that see nothing.
+TILED = [
+    Case("full", kv_heads=2, q_len=150, kv_len=290),
+    Case("causal", q_len=290, kv_len=150),
+    Case("window", q_len=290, kv_len=130),
+    Case("segments", q_len=150, kv_len=290),
+    Case("lengths", kv_heads=1, q_len=256, kv_len=256),
+    Case("window and lengths", q_len=200, kv_len=300),
+]
+
+
+@pytest.mark.parametrize("name", PLATFORMS)
+@pytest.mark.parametrize("case", [*CASES, *SQUARE, *TILED], ids=str)
+def test_kernels_agree_with_the_reference_or_say_why_not(name, case, monkeypatch):
+    monkeypatch.setattr(cudnn_module, "probe", lambda: None)
+    mask, (q, k, v, _, cotangent) = make_mask(case), arrays(case)
+    if reason := refusal(name, case, mask):
+        assert case.bias is not None or case.mask in REFUSED[name] or (case in TILED and name == "cudnn"), reason
+        return
+    if name == "cudnn":  # its heads of q and v are of one width
+        v, cotangent = draw(*k.shape) + 1, draw(*q.shape)
+    run = COMPARED[name]
+    if case in TILED and name == "splash":
+        run = functools.partial(run, sizes=SplashBlocks(256, 128, 128, 128))
+    close(
+        value_and_gradients(fixed(run, mask), mask, q, k, v, None, cotangent),
+        value_and_gradients(reference, mask, q, k, v, None, cotangent),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "mask", "message"),
+    [
+        ("splash", {"platform": "gpu"}, Full(), "runs on TPU, not on gpu"),
+        ("splash", {"bias": True}, Full(), "no additive bias"),
+        ("splash", {"dtype": np.dtype("float16")}, Full(), "not float16"),
+        ("splash", {"precision": "highest"}, Full(), "precision 'highest'"),
+        ("splash", {}, Dense(np.ones((1, 1, 1, 1), bool)), "not Dense"),
+        ("splash", {}, Causal(jnp.array([1, 2])), "not Causal with an array"),
+        ("splash", {}, Lengths(np.ones(2, int)) & Lengths(np.ones(2, int)), "two Lengths masks"),
+        ("cudnn", {"platform": "cpu"}, Full(), "NVIDIA GPUs, not on cpu"),
+        ("cudnn", {"dtype": np.dtype("float32")}, Full(), "bfloat16 and float16, not float32"),
+        ("cudnn", {"q": (1, 8, 2, 384), "v": (1, 8, 2, 384)}, Full(), "width 384: .* up to 128"),
+        ("cudnn", {"v": (1, 8, 2, 32)}, Full(), "differ in width, 64 and 32"),
+        ("cudnn", {"bias": True}, Full(), "additive bias"),
+        ("cudnn", {}, Window(3, 1), "window of keys i-3..i\\+1"),
+        ("cudnn", {}, Causal(), "37 queries and 53 keys"),
+        ("cudnn", {}, Full(), "no cuDNN here"),
+    ],
+)
+def test_kernels_name_the_cause(name, changes, mask, message, monkeypatch):
+    monkeypatch.setattr(cudnn_module, "probe", lambda: "no cuDNN here")
+    assert re.search(message, refusal(name, Case("full"), mask, **changes))
+
+
+def test_cudnn_is_probed_by_what_it_computes():
+    assert cudnn_module._tried("xla") is None
+    assert "cudnn" in cudnn_module._tried("cudnn").lower()  # JAX says what it lacks on CPU
+    assert cudnn_module.probe() == "the default device is no GPU"
+
+
+@pytest.mark.parametrize(
+    ("limits", "lengths", "tiles"),
+    [
+        ((512, 512, 512, 512), (7540, 7540), (512, 512, 512, 512, 7680, 7680)),
+        ((512, 1024, 512, 512), (32760, 512), (512, 512, 512, 512, 32768, 512)),
+        ((512, 512, 256, 384), (600, 77), (384, 128, 256, 128, 768, 128)),
+    ],
+)
+def test_tiles_of_the_tpu_kernel_divide_the_padded_lengths(limits, lengths, tiles):
+    sizes, q_padded, kv_padded = SplashBlocks(*limits).sizes(*lengths)
+    found = (sizes.block_q, sizes.block_kv, sizes.block_q_dkv, sizes.block_kv_dkv, q_padded, kv_padded)
+    assert found == tiles
+    with pytest.raises(ValueError, match="SplashBlocks.kv is 100"):
+        SplashBlocks(kv=100)
+
+
+@pytest.mark.parametrize("name", ["chunked", "splash"])
 @pytest.mark.parametrize(
     "case", [CASES[1], Case("causal and lengths", bias=(1, 4, 37, 53), kv_heads=2), Case("segments")], ids=str
 )
 def test_bfloat16_is_as_near_to_float32_as_the_reference_is(case, name):
     mask, (q, k, v, bias, cotangent) = make_mask(case), arrays(case)
+    if name == "splash":
+        bias = None
     exact = value_and_gradients(reference, mask, q, k, v, bias, cotangent)
     half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
     theirs = value_and_gradients(reference, mask, *half, bias, cotangent)
-    ours = value_and_gradients(COMPARED[name], mask, *half, bias, cotangent)
+    ours = value_and_gradients(fixed(COMPARED[name], mask), mask, *half, bias, cotangent)
     for a, b, c in zip(ours, theirs, exact, strict=True):
         assert a.dtype == b.dtype
         error, allowed = (float(jnp.mean(jnp.abs(x.astype(jnp.float32) - c))) for x in (a, b))
         assert error <= 1.25 * allowed + 1e-6
 
 
-@pytest.mark.parametrize("run", [reference, *COMPARED.values()], ids=["reference", *COMPARED])
+EXACT = {"reference": reference, **{name: COMPARED[name] for name in ("chunked", "splash")}}
+
+
+@pytest.mark.parametrize("run", EXACT.values(), ids=EXACT)
 def test_queries_that_see_nothing_give_zeros(run):
     case = Case("lengths", kv_heads=2)
     out, dq, dk, dv = value_and_gradients(run, make_mask(case), *arrays(case))
@@ -181,7 +310,7 @@ def test_queries_that_see_nothing_give_zeros(run):
     assert np.all(np.any(np.asarray(out[0]) != 0, axis=-1))
 
 
-@pytest.mark.parametrize("run", [reference, *COMPARED.values()], ids=["reference", *COMPARED])
+@pytest.mark.parametrize("run", EXACT.values(), ids=EXACT)
 def test_a_query_with_one_key_gives_its_value(run):
     case = Case("window of one key", q_len=24, kv_len=24)
     q, k, v, _, cotangent = arrays(case)
@@ -193,7 +322,7 @@ def test_a_query_with_one_key_gives_its_value(run):
     np.testing.assert_allclose(dk, 0, atol=5e-6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", RUNNABLE)
 def test_a_bias_of_log_n_stands_for_n_equal_keys(backend):
     q, k, v = draw(1, 6, 4, 8), draw(1, 9, 4, 8), draw(1, 9, 4, 8)
     padded_k, padded_v = (np.concatenate([x, np.repeat(x[:, -1:], 20, axis=1)], axis=1) for x in (k, v))
@@ -207,7 +336,7 @@ def test_a_bias_of_log_n_stands_for_n_equal_keys(backend):
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", RUNNABLE)
 def test_a_bias_of_minus_infinity_masks(backend):
     q, k, v = draw(1, 6, 4, 8), draw(1, 9, 4, 8), draw(1, 9, 4, 8)
     bias = jnp.where(np.arange(9) < 5, 0.0, -jnp.inf)
@@ -266,6 +395,23 @@ def test_auto_takes_the_reference_for_short_and_chunked_for_long():
     assert choice(32760, 512)[0] == "chunked"
     name, reason = chosen_backend(*[jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.float32)] * 3, backend="chunked")
     assert (name, reason) == ("chunked", "asked for")
+
+
+def test_auto_takes_the_kernels_where_they_run_and_says_so_once(monkeypatch, caplog):
+    arrays = [jax.ShapeDtypeStruct((1, 2000, 12, 128), jnp.bfloat16)] * 3
+    few = jax.ShapeDtypeStruct((1, 64, 12, 128), jnp.bfloat16)
+    monkeypatch.setattr(cudnn_module, "probe", lambda: None)
+    dispatch = sys.modules["rvseg_jax.ops.attention.dispatch"]
+    logger = "rvseg_jax.ops.attention.dispatch"
+    for platform, expected in (("tpu", "splash"), ("gpu", "cudnn"), ("cpu", "chunked")):
+        monkeypatch.setattr(dispatch, "platform", lambda platform=platform: platform)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger=logger):
+            assert [chosen_backend(*arrays)[0] for _ in range(2)] == [expected] * 2
+        assert len(caplog.records) == 1 and f"bfloat16, Full: {expected} (" in caplog.text
+    monkeypatch.setattr(dispatch, "platform", lambda: "tpu")
+    assert chosen_backend(arrays[0], few, few)[0] == "chunked"
+    assert chosen_backend(*arrays, bias=jnp.zeros(1))[0] == "chunked"
 
 
 @pytest.mark.parametrize(

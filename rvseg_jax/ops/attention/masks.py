@@ -21,6 +21,10 @@ class Span(NamedTuple):
         """The positions, int32 [size]."""
         return self.start + jnp.arange(self.size, dtype=jnp.int32)
 
+    def moved(self, by: jax.Array | int) -> "Span":
+        """The span as many positions further on."""
+        return Span(self.start + by, self.size)
+
     def of(self, array: jax.Array, axis: int) -> jax.Array:
         """The slice of `array` at these positions; an axis of length 1 broadcasts and is kept."""
         if array.shape[axis] == 1:
