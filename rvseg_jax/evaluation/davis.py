@@ -99,6 +99,33 @@ def region_and_boundary(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.n
     return region, boundary
 
 
+def pairwise(
+    truths: np.ndarray, predictions: np.ndarray, void: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """J and F of every truth with every prediction of one frame, each boundary being dilated once only.
+
+    Shapes:
+      truths [N, H, W], predictions [M, H, W], void [H, W]: non-zero is foreground (of `void`: not counted).
+      Returns float64 [N, M] and [N, M] in 0..1.
+
+    Raises:
+      ValueError: if the sizes differ.
+    """
+    truths, predictions = np.asarray(truths), np.asarray(predictions)
+    size = truths.shape[1:]
+    if truths.ndim != 3 or predictions.shape[1:] != size or (void is not None and np.shape(void) != size):
+        raise ValueError(f"truths {truths.shape} and predictions {predictions.shape} must be [objects, height, width]")
+    counted = None if void is None else ~bit_masks.pack(np.asarray(void).astype(bool, copy=False))
+    radius = boundary_radius(*size)
+    left, right = ([_outlined(mask, counted, radius) for mask in masks] for masks in (truths, predictions))
+    j = [[_frame_region(truth.words, prediction.words) for prediction in right] for truth in left]
+    f = [
+        [_harmonic(truth.edge, prediction.edge, truth.near, prediction.near) for prediction in right] for truth in left
+    ]
+    shape = len(truths), len(predictions)
+    return np.array(j, np.float64).reshape(shape), np.array(f, np.float64).reshape(shape)
+
+
 def statistics(values: np.ndarray) -> Statistics:
     """Mean, recall and decay of the scores of one object over a sequence; NaN is left out of mean and decay.
 
@@ -158,9 +185,33 @@ def _frame_boundary(truth: np.ndarray, prediction: np.ndarray, width: int, radiu
     true_edge, edge = bit_masks.boundary(truth, width), bit_masks.boundary(prediction, width)
     box = bit_masks.box(true_edge | edge)
     true_edge, edge = true_edge[box], edge[box]
+    if not true_edge.any() or not edge.any():
+        return float(true_edge.any() == edge.any())
+    return _harmonic(true_edge, edge, bit_masks.dilate(true_edge, radius), bit_masks.dilate(edge, radius))
+
+
+@dataclass(frozen=True)
+class _Outlined:
+    """A packed mask, its boundary, and the pixels within the tolerance of it."""
+
+    words: np.ndarray
+    edge: np.ndarray
+    near: np.ndarray
+
+
+def _outlined(mask: np.ndarray, counted: np.ndarray | None, radius: int) -> _Outlined:
+    words = bit_masks.pack(mask.astype(bool, copy=False))
+    if counted is not None:
+        words &= counted
+    edge = bit_masks.boundary(words, mask.shape[1])
+    return _Outlined(words, edge, bit_masks.dilate(edge, radius))
+
+
+def _harmonic(true_edge: np.ndarray, edge: np.ndarray, near_truth: np.ndarray, near: np.ndarray) -> float:
+    """F of two boundaries and what lies near them."""
     true_length, length = bit_masks.count(true_edge), bit_masks.count(edge)
     if not true_length or not length:
         return float(true_length == length)
-    precision = bit_masks.count(edge & bit_masks.dilate(true_edge, radius)) / length
-    recall = bit_masks.count(true_edge & bit_masks.dilate(edge, radius)) / true_length
+    precision = bit_masks.count(edge & near_truth) / length
+    recall = bit_masks.count(true_edge & near) / true_length
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
