@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from rvseg_jax import parallel
+from rvseg_jax.core.tree_paths import flatten
+from rvseg_jax.training.report import read_rows
+from rvseg_jax.training.weights import read_params
 
 BATCH = np.arange(24, dtype=np.float32).reshape(8, 3) ** 2  # as in two_processes.py
 
@@ -24,30 +27,80 @@ MESHES = {
 }
 
 
-def run_two_processes() -> list[dict]:
-    """What each of two processes of two_processes.py prints."""
+def start_together(command: list[str], count: int, devices: int, **variables: str) -> list[subprocess.Popen]:
+    """Starts a command as `count` processes that find each other."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     processes = []
-    for index in range(2):
-        environment = {
-            **os.environ,
-            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-            "JAX_NUM_PROCESSES": "2",
-            "JAX_PROCESS_ID": str(index),
-            "JAX_NUM_CPU_DEVICES": "2",
-        }
-        command = [sys.executable, str(Path(__file__).with_name("two_processes.py"))]
+    for index in range(count):
+        environment = {**os.environ, **variables, "JAX_NUM_CPU_DEVICES": str(devices)}
+        if count > 1:
+            environment |= {
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(index),
+            }
         processes.append(
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         )
-    results = []
+    return processes
+
+
+def outputs(processes: list[subprocess.Popen]) -> list[str]:
+    """What each of them prints, once all have ended well."""
+    found = []
     for process in processes:
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err[-2000:]
-        results.append(json.loads(out.splitlines()[-1]))
-    return results
+        found.append(out)
+    return found
+
+
+def run_two_processes() -> list[dict]:
+    """What each of two processes of two_processes.py prints."""
+    command = [sys.executable, str(Path(__file__).with_name("two_processes.py"))]
+    return [json.loads(out.splitlines()[-1]) for out in outputs(start_together(command, 2, devices=2))]
+
+
+RECIPE = """
+from rvseg_jax.training.config import default
+
+def get_config():
+    config = default("toy_regression:Regression")
+    config.optimizer.lr = 0.05
+    config.ema.enabled = True
+    config.mesh.fsdp = 4
+    config.checkpoint.every = 4
+    config.loader.num_workers = 1
+    config.log.update(every=1, tensorboard=False)
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_numbers_of_one_and_take_over_from_it(tmp_path):
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    root = Path(__file__).parent.parent.parent
+    toy = str(Path(__file__).parent.parent / "systems")
+
+    def train(workdir: str, steps: int, count: int) -> None:
+        command = [sys.executable, str(root / "train.py"), str(tmp_path / "recipe.py")]
+        command += ["--workdir", str(tmp_path / workdir), f"steps={steps}"]
+        outputs(start_together(command, count, devices=4 // count, PYTHONPATH=toy))
+
+    train("one", 8, count=1)
+    train("two", 8, count=2)
+    train("moved", 4, count=1)
+    train("moved", 8, count=2)
+    rows = {name: read_rows(tmp_path / name) for name in ("one", "two", "moved")}
+    assert [row["step"] for row in rows["two"]] == list(range(1, 9))
+    for name in ("two", "moved"):
+        for key in ("loss", "grad_norm", "mean_error"):
+            np.testing.assert_allclose([row[key] for row in rows[name]], [row[key] for row in rows["one"]], rtol=1e-5)
+        found, expected = (read_params(tmp_path / run)[0] for run in (name, "one"))
+        for path, leaf in flatten(expected).items():
+            np.testing.assert_allclose(flatten(found)[path], leaf, rtol=1e-5, atol=1e-7)
 
 
 def test_two_processes_assemble_a_batch_and_agree_with_one():
