@@ -77,3 +77,14 @@ class Mevis:
             tracks = mevis.tracks_of(expression, self._tracks, len(clip.frames), f"{video}/{key}")
         frames = FrameFolder(self.frames / video, clip.frames)
         return ReferringVideo(video, key, expression.text, frames, tracks, anchor)
+
+
+def open_split(root: str | Path, split: str, *, clip_frames: int | None = None) -> Mevis:
+    """The split of that name below the dataset's folder, or `root` itself where it is a split's folder.
+
+    Raises: InputError as `Mevis`.
+    """
+    folder = Path(root)
+    if not (folder / meta_expressions.FILE_NAME).is_file():
+        folder = folder / split
+    return Mevis(folder, clip_frames=clip_frames)

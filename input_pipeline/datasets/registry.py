@@ -1,0 +1,45 @@
+"""Datasets on disk by their names; each reader is imported when it is asked for."""
+
+import difflib
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from rvseg_jax.core.errors import InputError
+from rvseg_jax.input_pipeline.sources import ReferringVideo, Source
+
+Opener = Callable[..., Source[ReferringVideo]]
+# Name: module of this folder, and its function or class that is called with (root, split, clip_frames=...).
+_READERS = {
+    "mevis": ("mevis", "open_split"),
+}
+NAMES = tuple(_READERS)
+
+
+def open_dataset(name: str, root: str | Path, split: str, *, clip_frames: int | None = None) -> Source[ReferringVideo]:
+    """A split of a dataset, one item a sentence, nothing decoded.
+
+    Args:
+      name: one of `NAMES`.
+      root: the dataset's folder.
+      split: as the dataset calls it, such as "train".
+      clip_frames: for training, one item for every `clip_frames`-th frame of a video rather than one for the
+        whole video, with that frame as its anchor.
+
+    Raises: InputError for an unknown name, nearest known names first, or a dataset that is missing or damaged.
+    """
+    return reader_of(name)(root, split, clip_frames=clip_frames)
+
+
+def reader_of(name: str) -> Opener:
+    """The function or class that opens a dataset.
+
+    Raises: InputError for an unknown name.
+    """
+    if name not in _READERS:
+        near = difflib.get_close_matches(name.lower(), NAMES, n=len(NAMES), cutoff=0.5)
+        rest = [other for other in NAMES if other not in near]
+        raise InputError(f"no dataset is called {name!r}; choose from {', '.join([*near, *rest])}")
+    module, attribute = _READERS[name]
+    opener: Opener = getattr(import_module(f"rvseg_jax.input_pipeline.datasets.{module}"), attribute)
+    return opener
