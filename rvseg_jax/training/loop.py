@@ -114,7 +114,7 @@ def _prepare(
     steps_per_epoch = len(source) // settings.batch_size
     if settings.epochs:
         settings = replace(settings, steps=settings.epochs * steps_per_epoch)
-    target, step, transform = _compile(settings, task, mesh, steps_per_epoch=steps_per_epoch)
+    target, step, transform = build_step(settings, task, mesh, steps_per_epoch=steps_per_epoch)
     batches = Batches(settings, task, source, mesh)
     start = checkpoints.latest()
     if start is None:
@@ -146,7 +146,7 @@ def _prepare(
     return _Trainer(settings, task, checkpoints, step, batches, report, profiler, meta, state, start or 0)
 
 
-def _compile(
+def build_step(
     settings: RunConfig, task: Task, mesh: Mesh, *, steps_per_epoch: int
 ) -> tuple[TrainState, TrainStep, optax.GradientTransformation]:
     """The abstract state, the step on it, and the optimizer; compilation itself waits for the first batch."""
@@ -310,6 +310,7 @@ class _Trainer:
         if best and scores is not None and best not in scores:
             raise ConfigError(f"checkpoint.best_metric is {best!r}, but the evaluation gives {', '.join(scores)}")
         self._checkpoints.save(self._state, step, data=self._positions[step], meta=self._meta, metrics=scores)
+        self._report.sync()
 
 
 def _origin() -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from rvseg_jax.core.errors import UserError
 from rvseg_jax.core.logging import get_logger
 
 METRICS = "metrics.jsonl"
+EVENTS = "tensorboard"
 _logger = get_logger(__name__)
 
 
@@ -25,7 +27,11 @@ class WriteError(UserError, OSError):
 
 
 class Report:
-    """Rows of metrics of one run. Processes other than the first make one that writes nothing."""
+    """Rows of metrics of one run. Processes other than the first make one that writes nothing.
+
+    Object stores cannot append to a file: where the run's folder is remote, the files grow in a local one and are
+    copied at every `sync`.
+    """
 
     def __init__(self, workdir: str | Path, *, start: int, steps: int, tensorboard: bool, writes: bool = True) -> None:
         """Opens the files of `workdir`, forgetting rows past `start` that an interrupted run left.
@@ -41,20 +47,45 @@ class Report:
         self._bar: Any = None
         self._events: Any = None
         self._file: Any = None
+        self._spool: Any = None
         if not writes:
             return
-        self._path = path = epath.Path(workdir) / METRICS
+        self._workdir = folder = epath.Path(workdir)
+        self._path = path = folder / METRICS
         trim(path, start)
-        self._file = path.open("a")
+        if is_remote(folder):
+            self._spool = tempfile.TemporaryDirectory(prefix="rvseg-metrics-")
+            folder = epath.Path(self._spool.name)
+            if path.exists():
+                path.copy(folder / METRICS)
+        self._file = (folder / METRICS).open("a")
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            folder = os.fspath(epath.Path(workdir) / "tensorboard")
-            self._events = SummaryWriter(folder, purge_step=start + 1)
+            self._events = SummaryWriter(os.fspath(folder / EVENTS), purge_step=start + 1)
         if sys.stderr.isatty():
             self._bar = _progress_bar()
             self._bar.start()
             self._task = self._bar.add_task("train", total=steps, completed=start, loss="")
+
+    def sync(self) -> None:
+        """Copies the files of a remote run to where they belong; a local run has them there already.
+
+        Raises:
+          WriteError: if they cannot be written.
+        """
+        if self._spool is None:
+            return
+        if self._events is not None:
+            self._events.flush()
+        local = Path(self._spool.name)
+        try:
+            for file in (file for file in local.rglob("*") if file.is_file()):
+                target = self._workdir / file.relative_to(local)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                epath.Path(file).copy(target, overwrite=True)
+        except OSError as error:
+            raise WriteError(f"metrics could not be copied to {self._workdir} ({error}): run again") from error
 
     def row(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one row; a row is one line, so that a reader sees it whole or not at all.
@@ -90,6 +121,14 @@ class Report:
         if self._file is not None:
             with contextlib.suppress(OSError):  # what could not be written has been reported
                 self._file.close()
+        if self._spool is not None:
+            self.sync()
+            self._spool.cleanup()
+
+
+def is_remote(path: epath.Path) -> bool:
+    """Whether a path lies in an object store ("gs://", "s3://")."""
+    return "://" in os.fspath(path)
 
 
 class Meter:

@@ -238,6 +238,21 @@ def test_only_the_first_process_writes(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_metrics_of_a_remote_run_are_copied_at_every_save(tmp_path, monkeypatch):
+    """Nothing is appended to in the run's folder, which an object store could not do."""
+    monkeypatch.setattr(report, "is_remote", lambda path: True)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n')
+    rows = report.Report(tmp_path, start=1, steps=5, tensorboard=True)
+    rows.row(2, {"loss": 2.5})
+    assert [row["loss"] for row in report.read_rows(tmp_path)] == [3.0]
+    rows.sync()
+    assert [row["loss"] for row in report.read_rows(tmp_path)] == [3.0, 2.5]
+    rows.row(3, {"loss": 1.5})
+    rows.close()
+    assert [row["loss"] for row in report.read_rows(tmp_path)] == [3.0, 2.5, 1.5]
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
 def test_meter():
     meter = report.Meter(batch_size=4)
     meter.wait(1e6)
