@@ -21,11 +21,13 @@ Progress = Callable[[str, int, int | None], None]
 class MaskChunk:
     """Masks of consecutive frames.
 
-    Shapes: masks [N, t, H, W] bool at source size, for frames start .. start + t - 1; N sentences.
+    Shapes: masks [N, t, H, W] bool at source size, for frames start .. start + t - 1; N sentences. `scores`, where
+      they were asked for and the system has them: float32 of the same shape, probabilities of foreground in 0..1.
     """
 
     start: int
     masks: np.ndarray
+    scores: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,13 @@ class SegmentOptions:
       a `Predictor` then sets half of the memory that is free.
     whole_clip: never cut into windows, as published evaluations do.
     threshold: probability above which a pixel belongs to the mask; None: the system's own.
+    scores: also give the probabilities behind the masks, in systems that have them.
     """
 
     max_memory: int | None = None
     whole_clip: bool = False
     threshold: float | None = None
+    scores: bool = False
 
 
 class System(Protocol):

@@ -10,6 +10,7 @@ import numpy as np
 from rvseg_jax.input_pipeline.datasets.moving_shapes import MovingShapes, MovingShapesConfig
 from rvseg_jax.processing.text import Tokenizer, clean_text
 
+PIXELS = 8  # of a latent along each side
 Row = dict[str, np.ndarray]
 
 
@@ -25,6 +26,12 @@ def mask_frames(masks: np.ndarray) -> np.ndarray:
     Shapes: masks bool [T, H, W] -> uint8 0 or 255, [T, H, W, 3].
     """
     return np.repeat(masks[..., None].astype(np.uint8) * 255, 3, axis=-1)
+
+
+def latent_validity(sample: Any) -> np.ndarray | None:
+    """Which latents of a padded clip are no padding, None of a clip without. Shapes: -> bool [H / 8, W / 8]."""
+    valid = getattr(sample, "valid", None)
+    return None if valid is None else valid[::PIXELS, ::PIXELS]
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,8 @@ class SentenceRow:
                 "video_std": sample["video_std"],
                 "mask_latents": sample["mask_latents"][sample["mask_of"][pick]],
             }
+            if "valid" in sample:
+                row["valid"] = sample["valid"]
             text = str(sample["texts"][pick])
         elif self.any_sentence:
             referrals = sample.referrals()
@@ -131,8 +140,8 @@ class SentenceRow:
             row, text = {"frames": sample.frames, "masks": sample.masks_of(referral.ids)}, referral.text
         else:
             row, text = {"frames": sample.frames, "masks": sample.masks}, sample.text
-            if getattr(sample, "valid", None) is not None:
-                row["valid"] = sample.valid
+            if (valid := latent_validity(sample)) is not None:
+                row["valid"] = valid
         if self.encoded is not None:
             return row | {"text_states": self.encoded(text)}
         if self._loaded is None:

@@ -123,7 +123,8 @@ class FlowRVS:
                 probabilities = inference.probabilities(jnp.asarray(values[:, first : first + MASK_FRAMES]), size)
                 masks = probabilities > threshold
                 tally.add(probabilities, masks)
-                yield MaskChunk(start + first, np.asarray(masks))
+                scores = np.asarray(probabilities, np.float32) if options.scores else None
+                yield MaskChunk(start + first, np.asarray(masks), scores)
             done = start + values.shape[1]
             report("masks", done, video.count or video.expected_count)
         return tally.verdicts()

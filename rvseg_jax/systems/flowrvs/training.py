@@ -35,8 +35,6 @@ from rvseg_jax.systems.flowrvs.rows import SentenceRow, clips_of
 from rvseg_jax.systems.flowrvs.validation import Validator, region_similarity
 from rvseg_jax.zoo import resolve
 
-PIXELS = 8  # of a latent along each side
-
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
@@ -144,7 +142,7 @@ class DiTTask:
 
         Shapes: batch {"frames": uint8 [B, T, H, W, 3], "masks": bool [B, T, H, W]}, or {"video_mean",
           "video_std", "mask_latents": [B, t, h, w, Z]} from a cache; with {"ids", "text_mask": [B, L]} or, encoded,
-          {"text_states": uint16 [B, L, D]}; and {"valid": bool [B, H, W]} where clips are padded.
+          {"text_states": uint16 [B, L, D]}; and {"valid": bool [B, h, w]} where clips are padded.
         """
         time_key, noise_key = jax.random.split(key)
         posterior, mask_latents = self._latents(params, batch)
@@ -160,8 +158,7 @@ class DiTTask:
         state, velocity = flow.training_pair(video, mask_latents, times)
         dit: WanTransformer = nnx.merge(self._graphs["dit"], params["dit"])
         predicted = dit(state_input(self.system, state, video), times, text, remat=self.config.remat)
-        valid = batch["valid"][:, ::PIXELS, ::PIXELS] if "valid" in batch else None
-        errors = losses.velocity_errors(predicted, velocity, valid)
+        errors = losses.velocity_errors(predicted, velocity, batch.get("valid"))
         at_start = times == flow.TIME_STEPS
         start_loss = jnp.sum(errors * at_start) / jnp.maximum(jnp.sum(at_start), 1)
         return jnp.mean(errors), {"start_loss": start_loss, "target_power": jnp.mean(jnp.square(mask_latents))}
