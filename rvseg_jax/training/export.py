@@ -18,14 +18,12 @@ def export(workdir: str | Path, folder: str | Path, *, step: int | None = None) 
       step: which checkpoint; None takes the newest.
 
     Raises:
-      InputError: if the run has no such checkpoint.
-      ConfigError: if the task has no export, or the checkpoint lacks the frozen parameters that belong to it.
+      InputError: if the run has no such checkpoint, or it lacks frozen parameters that the export needs.
+      ConfigError: if the task has no export.
     """
     params, meta = read_params(workdir, step=step)
     settings, own = parse(configs.from_json(meta["config"]))
     task = task_class(settings.task)(own, precision=settings.formats)
     if not isinstance(task, HasExport):
         raise ConfigError(f"task {settings.task!r} has no export")
-    if settings.optimizer.trainable != ("",) and not settings.checkpoint.save_frozen:
-        raise ConfigError(f"{workdir} lacks the frozen parameters: train with checkpoint.save_frozen=true")
     task.export(params, Path(folder))

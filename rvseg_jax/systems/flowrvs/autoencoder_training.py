@@ -88,7 +88,7 @@ class VAETask:
 
     def export(self, params: Params, folder: Path) -> None:
         """Writes the autoencoder for the next stage; see `bundle`."""
-        bundle.save(folder, {"wan_vae": nnx.merge(self._graph, params["vae"])})
+        bundle.save(folder, {"wan_vae": parameters.assembled(self._model, params["vae"])})
 
 
 @dataclass(frozen=True)
@@ -174,4 +174,4 @@ class MaskDecoderTask:
 
     def export(self, params: Params, folder: Path) -> None:
         """Writes the autoencoder for the next stage; see `bundle`."""
-        bundle.save(folder, {"wan_vae": nnx.merge(self._graph, params["vae"])})
+        bundle.save(folder, {"wan_vae": parameters.assembled(self._model, params["vae"])})

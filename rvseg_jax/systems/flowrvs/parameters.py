@@ -29,6 +29,21 @@ def graph_of(model: Callable[[nnx.Rngs], nnx.Module]) -> nnx.GraphDef:
     return nnx.graphdef(nnx.eval_shape(lambda: model(nnx.Rngs(params=0))))
 
 
+def assembled(model: Callable[[nnx.Rngs], nnx.Module], params: Params) -> nnx.Module:
+    """The model with these parameters.
+
+    Raises:
+      InputError: if some are missing, as the frozen ones are in a checkpoint of the trained ones.
+    """
+    graph, state = nnx.split(nnx.eval_shape(lambda: model(nnx.Rngs(params=0))))
+    missing = tree_paths.flatten(nnx.to_pure_dict(state)).keys() - tree_paths.flatten(params).keys()
+    if missing:
+        raise InputError(
+            f"{len(missing)} parameters are missing, {min(missing)} among them: train with checkpoint.save_frozen=true"
+        )
+    return nnx.merge(graph, params)
+
+
 def read(folder: str | Path, part: str, precision: Precision, target: Params | None = None) -> Params:
     """Parameters of a part, from the export of an earlier stage or from a converted checkpoint.
 

@@ -223,6 +223,6 @@ class DiTTask:
     def export(self, params: Params, folder: Path) -> None:
         """Writes the whole system, or the parts that are given; see `bundle`."""
         parts = {part: name for part, name in bundle.FIELDS.items() if name in params}
-        modules = {part: nnx.merge(self._graphs[name], params[name]) for part, name in parts.items()}
+        modules = {part: parameters.assembled(self._models[name], params[name]) for part, name in parts.items()}
         whole = self.system if len(modules) == len(bundle.FIELDS) else None
         bundle.save(folder, modules, config=whole, tokenizer=resolve(self.config.tokenizer))
