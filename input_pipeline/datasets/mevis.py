@@ -1,18 +1,16 @@
 """MeViS as a source of videos with sentences, from its folders on disk."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rvseg_jax.core.errors import InputError
 from rvseg_jax.formats import meta_expressions, mevis
-from rvseg_jax.formats.meta_expressions import Clip
 from rvseg_jax.formats.mevis import Track
-from rvseg_jax.input_pipeline.sampling import anchors
-from rvseg_jax.input_pipeline.sources import FrameFolder, ReferringVideo
+from rvseg_jax.input_pipeline.datasets.sentences import SentencesOfVideos
 
 
-class Mevis:
+class Mevis(SentencesOfVideos):
     """A split of MeViS, version 1 or 2, or any folder of that form: one item a sentence.
 
     The order is that of the file. Frames and masks are read when an item is asked for; the mask file is opened
@@ -36,19 +34,10 @@ class Mevis:
 
         Raises: InputError, naming what is missing, for a missing file or folder of a video.
         """
-        self.folder = Path(folder)
-        self.frames = Path(frames) if frames is not None else self.folder / mevis.FRAMES
-        self.clips: dict[str, Clip] = meta_expressions.read(self.folder / meta_expressions.FILE_NAME)
-        for video in self.clips:
-            if not (self.frames / video).is_dir():
-                raise InputError(f"{self.frames / video} is missing; {meta_expressions.FILE_NAME} lists it")
-        self.has_masks = (self.folder / mevis.MASKS).is_file()
-        self._items = [
-            (video, key, anchor)
-            for video, clip in self.clips.items()
-            for key in clip.expressions
-            for anchor in (anchors(len(clip.frames), clip_frames) if clip_frames else [0])
-        ]
+        folder = Path(folder)
+        clips = meta_expressions.read(folder / meta_expressions.FILE_NAME)
+        super().__init__(folder, clips, frames=frames, clip_frames=clip_frames)
+        self.has_masks = (folder / mevis.MASKS).is_file()
 
     @cached_property
     def _tracks(self) -> dict[str, Track]:
@@ -58,25 +47,18 @@ class Mevis:
         # Worker processes read the mask file themselves; it is too large to send.
         return {key: value for key, value in self.__dict__.items() if key != "_tracks"}
 
-    def __len__(self) -> int:
-        return len(self._items)
-
     def __repr__(self) -> str:
         return f"mevis {self.folder}"
 
-    def __getitem__(self, index: int) -> ReferringVideo:
-        """Item `index`, undecoded.
+    def tracks_of(self, video: str, key: str) -> Sequence[Track] | None:
+        """The tracks of what a sentence names; None where the truth is withheld.
 
-        Raises: InputError where a file of it is missing or does not fit the others.
+        Raises: InputError where a track is missing or does not fit the frames.
         """
-        video, key, anchor = self._items[index]
+        if not self.has_masks:
+            return None
         clip = self.clips[video]
-        expression = clip.expressions[key]
-        tracks = None
-        if self.has_masks:
-            tracks = mevis.tracks_of(expression, self._tracks, len(clip.frames), f"{video}/{key}")
-        frames = FrameFolder(self.frames / video, clip.frames)
-        return ReferringVideo(video, key, expression.text, frames, tracks, anchor)
+        return mevis.tracks_of(clip.expressions[key], self._tracks, len(clip.frames), f"{video}/{key}")
 
 
 def open_split(root: str | Path, split: str, *, clip_frames: int | None = None) -> Mevis:

@@ -12,6 +12,8 @@ Opener = Callable[..., Source[ReferringVideo]]
 # Name: module of this folder, and its function or class that is called with (root, split, clip_frames=...).
 _READERS = {
     "mevis": ("mevis", "open_split"),
+    "ref_youtube_vos": ("ref_youtube_vos", "RefYouTubeVos"),
+    "ref_davis": ("ref_davis", "RefDavis"),
 }
 NAMES = tuple(_READERS)
 

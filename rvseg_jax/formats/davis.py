@@ -3,13 +3,16 @@
 The palette is PASCAL VOC's; value 0 is background and 255 is void (not scored).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from PIL import Image
 
 from rvseg_jax.core.errors import InputError
+from rvseg_jax.formats import rle
 from rvseg_jax.formats.frames import list_frames
 
 VOID = 255
@@ -53,6 +56,16 @@ def write_labels(path: Path, labels: np.ndarray) -> None:
     image.save(path)
 
 
+def write_label_maps(folder: Path, names: Sequence[str], labels: np.ndarray) -> None:
+    """Writes the label images of one video as `<name>.png`.
+
+    Shapes: labels [T, H, W], uint8.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, image in zip(names, labels, strict=True):
+        write_labels(folder / f"{name}.png", image)
+
+
 def read_labels(path: Path) -> np.ndarray:
     """Read the label values of one palette or grey PNG.
 
@@ -83,6 +96,52 @@ def read_folder(folder: Path) -> tuple[list[str], np.ndarray]:
                 f"{labels[0].shape[1]}x{labels[0].shape[0]}; all frames must have one size"
             )
     return [file.stem for file in files], np.stack(labels)
+
+
+@dataclass(frozen=True)
+class ObjectTrack(Sequence[Mapping[str, object] | None]):
+    """The mask track of one object in a folder of label images; an image is read when its mask is asked for.
+
+    Attributes:
+      folder: holds `<name>.png` for every frame.
+      names: of the frames.
+      value: label of the object.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    value: int
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Mapping[str, object] | None: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Mapping[str, object] | None]: ...
+
+    def __getitem__(self, index: int | slice) -> Mapping[str, object] | None | Sequence[Mapping[str, object] | None]:
+        """The run-length coded mask of a frame, None where the object does not show.
+
+        Raises: InputError where the image is missing or no label image, naming it.
+        """
+        if isinstance(index, slice):
+            return ObjectTrack(self.folder, self.names[index], self.value)
+        mask = read_named_labels(self.folder, self.names[index]) == self.value
+        return rle.encode(mask) if mask.any() else None
+
+
+def read_named_labels(folder: Path, name: str) -> np.ndarray:
+    """Read the label values of the frame called `name`.
+
+    Shapes: result [H, W], uint8.
+    Raises: InputError where `<name>.png` is missing or no label image, naming it.
+    """
+    path = folder / f"{name}.png"
+    if not path.is_file():
+        raise InputError(f"{path} is missing")
+    return read_labels(path)
 
 
 class DavisWriter:

@@ -14,15 +14,15 @@ Every object has four sentences, with ids 4 * object + annotator. Annotators: 0 
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from rvseg_jax.core.errors import InputError
-from rvseg_jax.formats import meta_expressions, rle
-from rvseg_jax.formats.davis import read_labels, write_labels
+from rvseg_jax.formats import meta_expressions, plain_pickle, ref_youtube_vos, rle
+from rvseg_jax.formats.davis import read_named_labels, write_label_maps
 from rvseg_jax.formats.meta_expressions import Clip, Expression
 from rvseg_jax.formats.mevis import Track, write_jpegs
+from rvseg_jax.formats.ref_youtube_vos import read_label_maps as read_label_maps
 
 ANNOTATORS = 4
 # Of the merging that the official protocol prescribes.
@@ -36,27 +36,16 @@ def read_clips(root: Path, split: str) -> dict[str, Clip]:
 
     Raises: InputError where the file is missing, an id is no number, or a sentence names no single object.
     """
-    path = root / "meta_expressions" / split / meta_expressions.FILE_NAME
+    path = ref_youtube_vos.sentences_file(root, split)
+    listed = meta_expressions.read(path)
+    ref_youtube_vos.check_objects(listed, path)
     clips = {}
-    for video, clip in meta_expressions.read(path).items():
-        for key, item in clip.expressions.items():
-            if not key.isdecimal() or item.objects is None or len(item.objects) != 1:
-                raise InputError(f"{path}: sentence {video}/{key} has no number or does not name one object")
+    for video, clip in listed.items():
+        for key in clip.expressions:
+            if not key.isdecimal():
+                raise InputError(f"{path}: sentence {video}/{key} has no number")
         clips[video] = Clip(clip.frames, dict(sorted(clip.expressions.items(), key=lambda pair: int(pair[0]))))
     return clips
-
-
-def read_label_maps(root: Path, split: str, video: str, names: Sequence[str]) -> np.ndarray:
-    """The truth of a video: value n is object n, 0 background, 255 void.
-
-    Shapes: result [T, H, W], uint8.
-    Raises: InputError for a missing file, naming it.
-    """
-    folder = root / split / "Annotations" / video
-    for name in names:
-        if not (folder / f"{name}.png").is_file():
-            raise InputError(f"{folder / name}.png is missing")
-    return np.stack([read_labels(folder / f"{name}.png") for name in names])
 
 
 def annotation_order(clips: Mapping[str, Clip]) -> list[tuple[str, str]]:
@@ -72,24 +61,10 @@ def read_mask_dict(path: Path) -> dict[str, Track]:
 
     Raises: InputError where the file is missing or holds anything but dicts, lists, strings and numbers.
     """
-    try:
-        with path.open("rb") as file:
-            tracks = _PlainUnpickler(file).load()
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing") from None
-    except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError) as error:
-        raise InputError(f"{path} is no pickle of plain values ({error})") from None
+    tracks = plain_pickle.read(path)
     if not isinstance(tracks, dict):
         raise InputError(f"{path} holds a {type(tracks).__name__}, expected one track an annotation id")
     return {str(key): track for key, track in tracks.items()}
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        # How protocol 2 and older write bytes.
-        if (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
 class SplitWriter:
@@ -100,7 +75,7 @@ class SplitWriter:
         if split not in _SETS:
             raise InputError(f"Ref-DAVIS has no split {split!r}; choose from {', '.join(_SETS)}")
         self.root, self.split = root, split
-        self._clips: dict[str, Clip] = {}
+        self._lists = ref_youtube_vos.SplitWriter(root, split)
         self._labels: dict[str, np.ndarray] = {}
 
     def add(
@@ -128,49 +103,24 @@ class SplitWriter:
                 raise InputError(f"{video}: object {number + 1} has {len(texts)} sentences, Ref-DAVIS has four")
             for annotator, text in enumerate(texts):
                 expressions[str(ANNOTATORS * number + annotator)] = Expression(text, (number + 1,))
+        self._lists.add(video, names, frames, labels, expressions)
         davis = self.root / "DAVIS"
-        for folder in (self.root / self.split / "JPEGImages", davis / "JPEGImages" / "480p"):
-            write_jpegs(folder / video, names, frames)
-        for folder in (self.root / self.split / "Annotations", davis / "Annotations_unsupervised" / "480p"):
-            (folder / video).mkdir(parents=True, exist_ok=True)
-            for name, image in zip(names, labels, strict=True):
-                write_labels(folder / video / f"{name}.png", image)
-        self._clips[video] = Clip(tuple(names), expressions)
+        write_jpegs(davis / "JPEGImages" / "480p" / video, names, frames)
+        write_label_maps(davis / "Annotations_unsupervised" / "480p" / video, names, labels)
         self._labels[video] = labels
 
     def close(self) -> None:
         """Writes the sentences, the objects, the mask file and the list of videos."""
-        meta_expressions.write(
-            self.root / "meta_expressions" / self.split / meta_expressions.FILE_NAME,
-            self._clips,
-            object_strings=True,
-        )
-        meta_expressions.write_json(self.root / self.split / "meta.json", {"videos": self._objects()})
+        self._lists.close()
         with (self.root / self.split / "mask_dict.pkl").open("wb") as file:
             pickle.dump(self._tracks(), file)
         listing = self.root / "DAVIS" / "ImageSets" / "2017" / f"{_SETS[self.split]}.txt"
         listing.parent.mkdir(parents=True, exist_ok=True)
-        listing.write_text("".join(f"{video}\n" for video in sorted(self._clips)))
-
-    def _objects(self) -> dict[str, Any]:
-        videos = {}
-        for video, labels in self._labels.items():
-            numbers = range(1, len(self._clips[video].expressions) // ANNOTATORS + 1)
-            names = self._clips[video].frames
-            videos[video] = {
-                "objects": {
-                    str(number): {
-                        "category": "object",
-                        "frames": [name for name, image in zip(names, labels, strict=True) if (image == number).any()],
-                    }
-                    for number in numbers
-                }
-            }
-        return videos
+        listing.write_text("".join(f"{video}\n" for video in sorted(self._labels)))
 
     def _tracks(self) -> dict[str, list[rle.RLE | None]]:
         tracks: dict[str, list[rle.RLE | None]] = {}
-        for number, (video, key) in enumerate(annotation_order(self._clips)):
+        for number, (video, key) in enumerate(annotation_order(self._lists.clips)):
             masks = self._labels[video] == int(key) // ANNOTATORS + 1
             tracks[str(number)] = [rle.encode(mask) if mask.any() else None for mask in masks]
         return tracks
@@ -197,10 +147,7 @@ def write_merged(folder: Path, annotator: int, video: str, names: Sequence[str],
     """
     if annotator not in range(ANNOTATORS):
         raise InputError(f"Ref-DAVIS has annotators 0 to {ANNOTATORS - 1}, not {annotator}")
-    target = folder / f"anno_{annotator}" / video
-    target.mkdir(parents=True, exist_ok=True)
-    for name, image in zip(names, labels, strict=True):
-        write_labels(target / f"{name}.png", image)
+    write_label_maps(folder / f"anno_{annotator}" / video, names, labels)
 
 
 def read_merged(folder: Path, annotator: int, video: str, names: Sequence[str]) -> np.ndarray:
@@ -210,7 +157,4 @@ def read_merged(folder: Path, annotator: int, video: str, names: Sequence[str]) 
     Raises: InputError for a missing file, naming it.
     """
     source = folder / f"anno_{annotator}" / video
-    for name in names:
-        if not (source / f"{name}.png").is_file():
-            raise InputError(f"{source / name}.png is missing")
-    return np.stack([read_labels(source / f"{name}.png") for name in names])
+    return np.stack([read_named_labels(source, name) for name in names])

@@ -11,7 +11,7 @@ from rvseg_jax.input_pipeline.datasets.moving_shapes.dataset import (
     sample_hash,
 )
 from rvseg_jax.input_pipeline.datasets.moving_shapes.grammar import vocabulary
-from rvseg_jax.input_pipeline.datasets.moving_shapes.writers import to_mevis, to_ref_davis
+from rvseg_jax.input_pipeline.datasets.moving_shapes.writers import to_mevis, to_ref_davis, to_ref_youtube_vos
 
 __all__ = [
     "KINDS",
@@ -24,5 +24,6 @@ __all__ = [
     "sample_hash",
     "to_mevis",
     "to_ref_davis",
+    "to_ref_youtube_vos",
     "vocabulary",
 ]

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from rvseg_jax.formats import mevis, ref_davis
+from rvseg_jax.formats import mevis, ref_davis, ref_youtube_vos
 from rvseg_jax.formats.davis import label_map
 from rvseg_jax.formats.meta_expressions import Expression
 from rvseg_jax.input_pipeline.datasets.moving_shapes.dataset import MovingShapes, MovingShapesSample
 from rvseg_jax.input_pipeline.datasets.moving_shapes.grammar import Meaning, descriptions, wording
 
 _SPREAD = 5  # every fifth description of an object is taken, so that its sentences differ in more than a word
+_EVERY = 5  # frames from one annotated frame of YouTube-VOS to the next
 
 
 def to_mevis(
@@ -70,6 +71,47 @@ def to_ref_davis(
         count += len(kept) * ref_davis.ANNOTATORS
     writer.close()
     return count
+
+
+def to_ref_youtube_vos(
+    root: str | Path,
+    source: MovingShapes,
+    indices: Iterable[int] | None = None,
+    *,
+    split: str = "train",
+    with_masks: bool = True,
+) -> int:
+    """Writes clips as a split of Ref-YouTube-VOS, with all their sentences that name one object.
+
+    Frames are named as every fifth of a longer video, and object n of a clip is number n + 1.
+
+    Args:
+      root: of the dataset.
+      source: the clips.
+      indices: which; None takes a whole split.
+      split: "train", "valid" or "test".
+      with_masks: False withholds the truth, as all splits but train do.
+
+    Returns:
+      The number of sentences.
+    """
+    writer = ref_youtube_vos.SplitWriter(Path(root), split, with_masks=with_masks)
+    count = 0
+    for index in range(len(source)) if indices is None else indices:
+        sample = source[index]
+        labels = np.stack([label_map(masks) for masks in np.moveaxis(sample.object_masks, 1, 0)])
+        names = [f"{_EVERY * t:05d}" for t in range(len(sample.frames))]
+        expressions = {str(key): Expression(text, (i + 1,)) for key, (text, i) in enumerate(single_targets(sample))}
+        writer.add(sample.video, names, sample.frames, labels, expressions)
+        count += len(expressions)
+    writer.close()
+    return count
+
+
+def single_targets(sample: MovingShapesSample) -> list[tuple[str, int]]:
+    """Sentences of a clip that name one object, each with the object's id; each sentence once."""
+    named = {item.text: item.ids[0] for item in sample.referrals() if len(item.ids) == 1}
+    return list(named.items())
 
 
 def _sentences(sample: MovingShapesSample, target: int) -> list[str]:
