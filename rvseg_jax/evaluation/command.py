@@ -3,19 +3,22 @@
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rvseg_jax.core.errors import InputError
-from rvseg_jax.evaluation import datasets, moving_shapes
-from rvseg_jax.evaluation.predictors import from_folder, from_system
-from rvseg_jax.evaluation.runner import SUMMARY_FILE, Evaluation, EvaluationOptions, evaluate
+from rvseg_jax.evaluation import datasets, moving_shapes, processes, protocols, ref_davis, ref_davis_labels, report
+from rvseg_jax.evaluation.datasets import DecodedVideos
+from rvseg_jax.evaluation.parts import Part
+from rvseg_jax.evaluation.predictors import from_folder, from_grey_folder, from_system
+from rvseg_jax.evaluation.protocols import Protocol
+from rvseg_jax.evaluation.run_folder import SUMMARY_FILE
+from rvseg_jax.evaluation.runner import Evaluation, EvaluationOptions, MissingPolicy, evaluate
 from rvseg_jax.evaluation.scores import Score, sentence_keyed
 from rvseg_jax.systems import base
 from rvseg_jax.systems import settings as system_settings
 from rvseg_jax.systems.base import SegmentOptions
-
-_SHOWN = ("J&F", "J", "F", "J_recall", "J_decay", "F_recall", "F_decay")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,28 +26,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Score a system on a dataset and write samples.jsonl (one line a sentence) and summary.json. SYSTEM may also "
         "be a folder of predictions, <video>/<expression>/<frame>.png. The exit code is 1 if not every expected "
-        "sample has been scored."
+        "sample has been scored. docs/evaluation.md explains the protocols."
     )
     parser.add_argument("system", metavar="SYSTEM", help=f"one of {', '.join(base.names())}, or a folder of masks")
     parser.add_argument("dataset", choices=datasets.NAMES, metavar="DATASET", help=", ".join(datasets.NAMES))
-    parser.add_argument("root", nargs="?", type=Path, metavar="ROOT", help="the dataset's folder (mevis)")
+    parser.add_argument("root", nargs="?", type=Path, metavar="ROOT", help="the dataset's folder (moving_shapes: none)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where results are written")
     parser.add_argument("--checkpoint", type=Path, help="converted checkpoint; the bundled tiny weights if not given")
     parser.add_argument("--dtype", help="precision of the system: parity, float32, bfloat16 or mixed")
-    parser.add_argument("--split", help="folder of the split below ROOT (mevis; valid_u if not given)")
+    parser.add_argument("--split", help="split of the dataset (mevis: valid_u if not given; others: valid)")
     parser.add_argument("--frames", type=Path, help="folder of the videos' frames, if not in the split (mevis)")
+    parser.add_argument(
+        "--protocol", choices=protocols.REF_DAVIS, help="which protocol (ref_davis; official if not given)"
+    )
     parser.add_argument("--batch", type=int, default=4, help="sentences of one clip in one call (4)")
     parser.add_argument("--threshold", type=float, help="probability of foreground; the system's own if not given")
     system_settings.add_argument(parser)
     parser.add_argument("--whole-clip", action="store_true", help="never cut a clip into windows, as published")
-    parser.add_argument("--limit", type=int, help="score the first samples (of moving_shapes: clips) only")
     parser.add_argument(
-        "--missing", choices=("zero", "skip"), default="zero", help="how a missing prediction counts (zero)"
+        "--limit", type=int, help="score the first samples (moving_shapes and official protocols: clips) only"
+    )
+    parser.add_argument(
+        "--missing",
+        choices=get_args(MissingPolicy),
+        help="how a missing prediction counts; as in the official evaluation if not given",
     )
     parser.add_argument(
         "--by-sentence",
         action="store_true",
         help="also report upstream FlowRVS's average, in which equal sentences overwrite each other",
+    )
+    parser.add_argument(
+        "--shard", metavar="K/N", help="do the K-th of N shares of the videos; the last share to end sums up"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the results that DIR holds")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -52,23 +65,93 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `rvseg eval` and return its exit code."""
-    evaluation = _moving_shapes(args) if args.dataset == datasets.MOVING_SHAPES else _mevis(args)
-    if args.json:
-        print((args.output / SUMMARY_FILE).read_text(encoding="utf-8"), end="")
-    else:
-        _print(evaluation, args.output)
-    if not evaluation.complete:
-        print(f"error: {len(evaluation.scores)} of {evaluation.expected} samples were scored", file=sys.stderr)
+    part, barrier = processes.share(args.shard)
+    options = EvaluationOptions(
+        batch=args.batch, resume=args.resume, limit=args.limit, part=part, barrier=barrier or (lambda: None)
+    )
+    evaluation = _JOBS[args.dataset](args, options)
+    if evaluation.waiting:
+        return _report_part(evaluation, part, together=barrier is not None)
+    if barrier is None or part.index == 0:
+        if args.json:
+            print((args.output / SUMMARY_FILE).read_text(encoding="utf-8"), end="")
+        else:
+            report.show(evaluation, args.output)
+        if not evaluation.complete:
+            print(f"error: {len(evaluation.scores)} of {evaluation.expected} samples were scored", file=sys.stderr)
     return 0 if evaluation.complete else 1
 
 
-def _mevis(args: argparse.Namespace) -> Evaluation:
-    if args.root is None:
-        raise InputError(f"dataset {args.dataset} needs ROOT: rvseg eval {args.system} {args.dataset} ROOT -o DIR")
+def _report_part(evaluation: Evaluation, part: Part, *, together: bool) -> int:
+    """Say that other parts are not done, which is an error where all of them were to end at the same time."""
+    if together:
+        raise InputError("the other processes' results are not there: give all of them one shared folder as DIR")
+    print(f"part {part.index + 1}/{part.count} is done; other parts have {evaluation.waiting} samples to score")
+    print("the last part to end writes the summary; if one has died, run again with --resume, as parts or whole")
+    for failure in evaluation.failed:
+        print(f"  failed: sample {failure['index']}: {failure['error']}")
+    return 1 if evaluation.failed else 0
+
+
+def _mevis(args: argparse.Namespace, options: EvaluationOptions) -> Evaluation:
+    source, public = datasets.mevis_split(
+        _root(args), split=args.split, frames=args.frames, with_frames=not _is_folder(args.system)
+    )
+    if not public:
+        raise InputError(f"{args.root} has no mask_dict.json: its truth is not public, evaluate on valid_u")
+    return _per_expression(args, options, source, protocols.MEVIS)
+
+
+def _ref_davis(args: argparse.Namespace, options: EvaluationOptions) -> Evaluation:
+    protocol = protocols.ref_davis(args.protocol)
+    root, is_folder = _root(args), _is_folder(args.system)
+    source = datasets.ref_davis_split(root, split=args.split, with_frames=not is_folder)
+    if protocol.name == protocols.PER_EXPRESSION:
+        return _per_expression(args, options, source, protocol)
+    options = replace(options, missing=args.missing or protocol.missing)
+    truth = ref_davis.truth_folder(root, args.split or "valid")
+    return ref_davis.evaluate(
+        source.clips,
+        truth,
+        _label_maps(args, source, protocol, options),
+        args.output,
+        settings=_settings(args, protocol) | {"truth": str(truth.relative_to(root))},
+        options=options,
+        progress=_progress(),
+    )
+
+
+def _label_maps(
+    args: argparse.Namespace, source: DecodedVideos, protocol: Protocol, options: EvaluationOptions
+) -> ref_davis_labels.GetLabelMaps:
+    """Label maps by the protocol, from a system, a folder of masks, or a folder of label maps."""
+    on_scores = protocol.name == protocols.OFFICIAL
+    if not _is_folder(args.system):
+        if on_scores and args.threshold is not None:
+            raise InputError(f"--threshold has no effect on scores: use --protocol {protocols.OFFICIAL_MASKS}")
+        predict = from_system(_system(args), replace(_segment_options(args), scores=on_scores))
+        return ref_davis_labels.from_predictions(source, predict, args.output, batch=args.batch)
+    folder = Path(args.system)
+    if on_scores != ref_davis_labels.is_label_folder(folder):
+        raise InputError(
+            f"{folder} holds masks of sentences, without scores: use --protocol {protocols.OFFICIAL_MASKS}"
+            if on_scores
+            else f"{folder} holds label maps that are merged already: use --protocol {protocols.OFFICIAL}"
+        )
+    if options.missing == "abort":
+        ref_davis_labels.require_complete(folder, dict(list(source.clips.items())[: args.limit]))
+    if on_scores:
+        return ref_davis_labels.from_label_maps(folder, source)
+    return ref_davis_labels.from_predictions(source, from_grey_folder(folder), args.output, batch=args.batch)
+
+
+def _per_expression(
+    args: argparse.Namespace, options: EvaluationOptions, source: DecodedVideos, protocol: Protocol
+) -> Evaluation:
+    if args.protocol not in (None, protocol.name):
+        raise InputError(f"dataset {args.dataset} has no protocol {args.protocol}; leave --protocol away")
     is_folder = _is_folder(args.system)
     predict = from_folder(Path(args.system)) if is_folder else from_system(_system(args), _segment_options(args))
-    source = datasets.mevis(args.root, split=args.split, frames=args.frames, with_frames=not is_folder)
-    settings = _settings(args, datasets.MEVIS_PROTOCOL) | {"root": str(args.root), "split": args.split}
 
     def details(scores: Sequence[Score]) -> Mapping[str, Any]:
         return {"by_sentence": sentence_keyed(scores)} if args.by_sentence else {}
@@ -77,30 +160,40 @@ def _mevis(args: argparse.Namespace) -> Evaluation:
         source,
         predict,
         args.output,
-        settings=settings,
-        options=_options(args, limit=args.limit),
+        settings=_settings(args, protocol),
+        options=replace(options, missing=args.missing or protocol.missing),
         details=details,
         progress=_progress(),
     )
 
 
-def _moving_shapes(args: argparse.Namespace) -> Evaluation:
+def _moving_shapes(args: argparse.Namespace, options: EvaluationOptions) -> Evaluation:
     if _is_folder(args.system):
         raise InputError(f"the controls of {args.dataset} need a model: give a system, not a folder of masks")
     system = _system(args)
     reconstruct = getattr(system, "reconstruct", None)
     source = moving_shapes.HeldOutRuns(clips=args.limit, reconstruction=reconstruct is not None)
-    settings = _settings(args, moving_shapes.PROTOCOL) | {"clips": args.limit, "list_hashes": source.hashes()}
+    settings = _settings(args, protocols.MOVING_SHAPES) | {"clips": args.limit, "list_hashes": source.hashes()}
     predict = moving_shapes.with_truth_controls(from_system(system, _segment_options(args)), reconstruct)
     return evaluate(
         source,
         predict,
         args.output,
         settings=settings,
-        options=_options(args, limit=None),
+        options=replace(options, missing=args.missing or protocols.MOVING_SHAPES.missing, limit=None),
         details=moving_shapes.summary,
         progress=_progress(),
     )
+
+
+_JOBS = {datasets.MEVIS: _mevis, datasets.MOVING_SHAPES: _moving_shapes, datasets.REF_DAVIS: _ref_davis}
+
+
+def _root(args: argparse.Namespace) -> Path:
+    if args.root is None:
+        raise InputError(f"dataset {args.dataset} needs ROOT: rvseg eval {args.system} {args.dataset} ROOT -o DIR")
+    root: Path = args.root
+    return root
 
 
 def _is_folder(system: str) -> bool:
@@ -117,10 +210,11 @@ def _segment_options(args: argparse.Namespace) -> SegmentOptions:
     return SegmentOptions(whole_clip=args.whole_clip, threshold=args.threshold)
 
 
-def _settings(args: argparse.Namespace, protocol: str) -> dict[str, Any]:
-    return {
-        "protocol": protocol,
+def _settings(args: argparse.Namespace, protocol: Protocol) -> dict[str, Any]:
+    return protocol.settings() | {
         "dataset": args.dataset,
+        "root": None if args.root is None else str(args.root),
+        "split": args.split,
         "system": args.system,
         "checkpoint": None if args.checkpoint is None else str(args.checkpoint),
         "dtype": args.dtype,
@@ -128,10 +222,6 @@ def _settings(args: argparse.Namespace, protocol: str) -> dict[str, Any]:
         "whole_clip": args.whole_clip,
         "settings": list(args.set),
     }
-
-
-def _options(args: argparse.Namespace, *, limit: int | None) -> EvaluationOptions:
-    return EvaluationOptions(batch=args.batch, missing=args.missing, resume=args.resume, limit=limit)
 
 
 def _progress() -> Callable[[int, int], None] | None:
@@ -143,47 +233,3 @@ def _progress() -> Callable[[int, int], None] | None:
         print(f"\r{done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     return show
-
-
-def _print(evaluation: Evaluation, folder: Path) -> None:
-    summary = evaluation.summary
-    print(summary["protocol"])
-    for name, digest in summary.get("list_hashes", {}).items():
-        print(f"list {name}  sha256 {digest}")
-    print(f"expected {evaluation.expected}, scored {len(evaluation.scores)}, missing {len(summary['missing'])}")
-    for gap in summary["missing"]:
-        print(f"  missing: {gap['video']}/{gap['expression']}, {gap['frames']} frames")
-    for failure in evaluation.failed:
-        print(f"  failed: sample {failure['index']}: {failure['error']}")
-    for name, group in _groups(summary).items():
-        _print_group(name, group)
-    for name, margin in summary.get("margins", {}).items():
-        _print_interval(f"margin over {name}", margin)
-    for name, accuracy in summary.get("accuracies", {}).items():
-        _print_interval(name, accuracy)
-    print(f"details in {folder}")
-
-
-def _groups(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The groups that are worth a line, by name."""
-    bound = {"reconstruction": summary["reconstruction"]} if "reconstruction" in summary else {}
-    groups = bound | {"overall": summary["overall"], **summary.get("by_kind", {}), **summary.get("controls", {})}
-    return groups | ({"by sentence": summary["by_sentence"]} if summary.get("by_sentence") else {})
-
-
-def _print_group(name: str, group: Mapping[str, Any]) -> None:
-    numbers = "  ".join(f"{key} {_number(group[key])}" for key in _SHOWN if key in group)
-    interval = group.get("J&F_interval")
-    band = f"  95% [{interval['low']:.4f}, {interval['high']:.4f}]" if interval else ""
-    print(f"{name}: {numbers}{band}")
-
-
-def _print_interval(name: str, interval: Mapping[str, float] | None) -> None:
-    if interval is None:
-        print(f"{name}: none")
-    else:
-        print(f"{name}: {interval['mean']:.4f}  95% [{interval['low']:.4f}, {interval['high']:.4f}]")
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"

@@ -25,7 +25,6 @@ from rvseg_jax.input_pipeline.datasets import moving_shapes
 from rvseg_jax.input_pipeline.datasets.moving_shapes import MovingShapes, MovingShapesConfig, MovingShapesSample
 from rvseg_jax.input_pipeline.sources import ReferringSample
 
-PROTOCOL = "moving_shapes held out: mean over clips of the mean over frames of J and F, with controls"
 TARGET = "target"
 ABSENT = "absent"
 MODEL_CONTROLS = ("empty_sentence", "other_sentence")
@@ -65,6 +64,11 @@ class HeldOutRuns:
 
     def __len__(self) -> int:
         return self._clips * len(self._runs) + self._absent_clips
+
+    def videos(self) -> list[str]:
+        """The clip that every run is about, without making one."""
+        clips = [f"present {clip}" for clip in range(self._clips) for _ in self._runs]
+        return clips + [f"absent {clip}" for clip in range(self._absent_clips)]
 
     def __getitem__(self, index: int) -> ReferringSample:
         """One run of one clip.

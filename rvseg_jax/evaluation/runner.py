@@ -1,22 +1,18 @@
 """Scores a predictor over a dataset: one line of JSON a sample, a summary, and no sample lost without a word."""
 
-import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from rvseg_jax.core.errors import InputError
-from rvseg_jax.evaluation.predictors import MISSING, Predict
+from rvseg_jax.core.errors import CheckFailed, InputError
+from rvseg_jax.evaluation.parts import WHOLE, Part
+from rvseg_jax.evaluation.predictors import MISSING, Predict, Prediction
+from rvseg_jax.evaluation.run_folder import Line, RunFolder
 from rvseg_jax.evaluation.scores import Score, score_masks, summarise
 from rvseg_jax.input_pipeline.sources import ReferringSample, Source
 
-SAMPLES_FILE = "samples.jsonl"
-SUMMARY_FILE = "summary.json"
-_RUN_FILE = "run.json"
-
-MissingPolicy = Literal["zero", "skip"]
+MissingPolicy = Literal["zero", "skip", "abort"]
 Progress = Callable[[int, int], None]
 
 
@@ -26,22 +22,27 @@ class EvaluationOptions:
 
     Attributes:
       batch: most sentences of one clip that are predicted in one call; bounds the memory that masks take.
-      missing: "zero" scores a sample without a prediction as empty masks, "skip" leaves it out of the means (as some
-        toolkits do; then fewer samples are scored than expected, and the evaluation is not complete).
-      resume: keep the samples that an earlier run with the same settings has scored.
+      missing: "zero" scores a frame or a sample without a prediction as an empty mask; "skip" leaves a sample without
+        any out of the means (as some toolkits do; then fewer samples are scored than expected, and the evaluation is
+        not complete); "abort" ends with an error at the first.
+      resume: keep what an earlier run with the same settings has scored, whatever parts it was divided into.
       limit: score the first samples only.
+      part: the share of the videos that this process scores.
+      barrier: called when this part is done; returns when the others that run beside it are.
     """
 
     batch: int = 4
     missing: MissingPolicy = "zero"
     resume: bool = False
     limit: int | None = None
+    part: Part = WHOLE
+    barrier: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         if self.batch < 1 or (self.limit is not None and self.limit < 1):
             raise InputError(f"batch {self.batch} and limit {self.limit} must be at least 1")
-        if self.missing not in ("zero", "skip"):
-            raise InputError(f"missing is {self.missing!r}: choose 'zero' or 'skip'")
+        if self.missing not in get_args(MissingPolicy):
+            raise InputError(f"missing is {self.missing!r}: choose one of {', '.join(get_args(MissingPolicy))}")
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,18 @@ class Evaluation:
 
     Attributes:
       expected: number of samples that should have been scored.
-      scores: of every sample that was, in the order of the source.
+      scores: of every sample that was, by this and all other parts, in the order of the source: a `Score` each, or
+        what a protocol of another kind keeps of a sample.
       failed: samples that could not be read or predicted, as {"index", "error"}.
-      summary: what stands in the summary file.
+      summary: what stands in the summary file; empty while other parts are not done.
+      waiting: samples that other parts have still to score.
     """
 
     expected: int
-    scores: Sequence[Score]
+    scores: Sequence[Any]
     failed: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any] = field(default_factory=dict)
+    waiting: int = 0
 
     @property
     def complete(self) -> bool:
@@ -78,75 +82,68 @@ def evaluate(
 ) -> Evaluation:
     """Predict and score every sample of `source`, and write `samples.jsonl` and `summary.json`.
 
-    A sample that cannot be read or predicted is listed as failed and the run goes on; `complete` is then false.
+    A sample that cannot be read or predicted is listed as failed and the run goes on; `complete` is then false. Of
+    several parts, which may run at the same time on one folder, the last one writes the summary, and it is the same
+    as that of an undivided run.
 
     Args:
-      source: samples; consecutive ones of one video are predicted together.
+      source: samples; consecutive ones of one video are predicted together. A method `videos()`, if it has one,
+        gives the names of their videos without decoding anything.
       predict: see `evaluation.predictors`.
       folder: where the files are written; it must not hold another run's.
       settings: what the scores depend on (protocol, system, dataset), kept with the run and compared on resume.
       options: see `EvaluationOptions`.
       details: further summaries of the scores, by name.
-      progress: called with the samples done and all samples.
+      progress: called with the samples done and all samples of this part.
 
     Raises:
       InputError: if the folder holds another run, or cannot be written to.
+      CheckFailed: for a missing prediction, with the policy "abort".
     """
     options = options or EvaluationOptions()
     expected = len(source) if options.limit is None else min(options.limit, len(source))
-    scores = _opened_run(folder, dict(settings), options)
-    done = {score.index for score in scores}
-    failed: list[dict[str, Any]] = []
-    with (folder / SAMPLES_FILE).open("a", encoding="utf-8") as file:
-        for group in _groups(source, [i for i in range(expected) if i not in done], options.batch, failed):
-            for score in _scored(group, predict, options.missing, failed):
-                scores.append(score)
-                file.write(json.dumps(score.as_dict()) + "\n")
-            file.flush()
+    mine = options.part.indices(video_names(source, expected)) if options.part.count > 1 else list(range(expected))
+    unscored: list[Line] = []
+    kept = dict(settings) | {"missing": options.missing}
+    with RunFolder(folder, kept, part=options.part, resume=options.resume) as run:
+        _scores(run)  # refuses a file of something else before anything is predicted
+        todo = [index for index in mine if index not in run.lines]
+        done = len(mine) - len(todo)
+        for group in _groups(source, todo, options.batch, unscored):
+            for score in _scored(group, predict, options.missing, unscored):
+                run.add(score.as_dict())
+                done += 1
+            run.flush()
             if progress is not None:
-                progress(len(scores) + len(failed), expected)
-    scores.sort(key=lambda score: score.index)
-    summary = _summary(settings, options, expected, scores, failed) | dict(details(scores))
-    # NaN is no JSON: a measure without a value is null in every file.
-    text = json.dumps(_without_nan(summary), indent=1, allow_nan=False)
-    (folder / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+                progress(done + len(unscored), len(mine))
+        run.finish(unscored)
+        options.barrier()
+        left = [entry for entry in run.merged()[1] if entry["index"] < expected]
+        scores = [score for score in _scores(run) if score.index < expected]
+        failed = [entry for entry in left if "error" in entry]
+        waiting = expected - len(scores) - len(left)
+        if waiting:
+            return Evaluation(expected, scores, failed, waiting=waiting)
+        summary = _summary(settings, options, expected, scores, left) | dict(details(scores))
+        run.publish(summary)
     return Evaluation(expected, scores, failed, summary)
 
 
-def _opened_run(folder: Path, settings: dict[str, Any], options: EvaluationOptions) -> list[Score]:
-    """The scores to start with, after checking that the folder belongs to this run."""
-    run = folder / _RUN_FILE
-    text = json.dumps(settings | {"missing": options.missing}, indent=1, sort_keys=True)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not run.exists():
-            run.write_text(text + "\n", encoding="utf-8")
-            (folder / SAMPLES_FILE).write_text("", encoding="utf-8")
-            return []
-        if not options.resume:
-            raise InputError(f"{folder} holds an evaluation already: resume it (--resume) or choose another folder")
-        if run.read_text(encoding="utf-8").strip() != text:
-            raise InputError(f"{folder} holds an evaluation with other settings ({run}): choose another folder")
-        return _read_scores(folder / SAMPLES_FILE, options.limit)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error}; choose another folder") from error
+def video_names(source: Source[ReferringSample], count: int) -> list[str]:
+    """Names of the videos of the first `count` samples."""
+    videos = getattr(source, "videos", None)
+    return list(videos())[:count] if videos is not None else [source[index].video for index in range(count)]
 
 
-def _read_scores(path: Path, limit: int | None) -> list[Score]:
-    """Whole lines of an earlier run; the rest of a line that was cut off is removed from the file."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    if whole != lines:
-        path.write_text("".join(whole), encoding="utf-8")
+def _scores(run: RunFolder) -> list[Score]:
     try:
-        scores = [Score.from_dict(json.loads(line)) for line in whole]
+        return [Score.from_dict(run.lines[index]) for index in sorted(run.lines)]
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path} holds something else than scores ({error}): choose another folder") from error
-    return [score for score in scores if limit is None or score.index < limit]
+        raise InputError(f"{run.folder} holds something else than scores ({error}): choose another folder") from error
 
 
 def _groups(
-    source: Source[ReferringSample], indices: Sequence[int], batch: int, failed: list[dict[str, Any]]
+    source: Source[ReferringSample], indices: Sequence[int], batch: int, unscored: list[Line]
 ) -> Iterator[list[tuple[int, ReferringSample]]]:
     """Up to `batch` consecutive samples of one video at a time."""
     group: list[tuple[int, ReferringSample]] = []
@@ -154,7 +151,7 @@ def _groups(
         try:
             sample = source[index]
         except (ValueError, OSError) as error:
-            failed.append({"index": index, "error": str(error)})
+            unscored.append({"index": index, "error": str(error)})
             continue
         if group and (len(group) == batch or group[0][1].video != sample.video):
             yield group
@@ -165,7 +162,7 @@ def _groups(
 
 
 def _scored(
-    group: Sequence[tuple[int, ReferringSample]], predict: Predict, missing: str, failed: list[dict[str, Any]]
+    group: Sequence[tuple[int, ReferringSample]], predict: Predict, missing: str, unscored: list[Line]
 ) -> Iterator[Score]:
     try:
         predictions = predict([sample for _, sample in group])
@@ -176,12 +173,18 @@ def _scored(
     except InputError as error:
         if len(group) > 1:  # one bad sentence must not take the others of its clip along
             for alone in group:
-                yield from _scored([alone], predict, missing, failed)
+                yield from _scored([alone], predict, missing, unscored)
         else:
-            failed.append({"index": group[0][0], "error": str(error)})
+            unscored.append({"index": group[0][0], "error": str(error)})
         return
     for index, sample, prediction, numbers in scored:
+        if missing == "abort" and prediction.missing_frames:
+            raise CheckFailed(
+                f"{sample.video}/{sample.expression} has no prediction for {len(prediction.missing_frames)} frames, "
+                f"the first {prediction.missing_frames[0]}; complete it, or count it as empty with --missing zero"
+            )
         if missing == "skip" and prediction.status == MISSING:
+            unscored.append({"index": index} | _gap(sample.video, sample.expression, prediction))
             continue
         yield Score(
             index=index,
@@ -195,33 +198,29 @@ def _scored(
         )
 
 
+def _gap(video: str, expression: str, found: Score | Prediction) -> dict[str, Any]:
+    """What is missing of a sentence, as summaries list it."""
+    return {"video": video, "expression": expression, "frames": len(found.missing_frames)}
+
+
 def _summary(
     settings: Mapping[str, Any],
     options: EvaluationOptions,
     expected: int,
     scores: Sequence[Score],
-    failed: Sequence[Mapping[str, Any]],
+    left: Sequence[Line],
 ) -> dict[str, Any]:
-    gaps = [
-        {"video": score.video, "expression": score.expression, "frames": len(score.missing_frames)}
-        for score in scores
-        if score.missing_frames
-    ]
+    gaps = {score.index: _gap(score.video, score.expression, score) for score in scores if score.missing_frames}
+    gaps |= {
+        entry["index"]: {key: entry[key] for key in entry if key != "index"} for entry in left if "frames" in entry
+    }
     return {
         **settings,
         "limit": options.limit,
         "missing_policy": options.missing,
         "expected": expected,
         "scored": len(scores),
-        "missing": gaps,
-        "failed": list(failed),
+        "missing": [gaps[index] for index in sorted(gaps)],
+        "failed": [entry for entry in left if "error" in entry],
         "overall": summarise(scores),
     }
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

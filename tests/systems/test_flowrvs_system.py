@@ -111,6 +111,16 @@ def test_inference_equals_the_plain_steps(system, modules, clip):
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
+def test_scores_are_the_probabilities_behind_the_masks(system, clip):
+    chunks = list(system.segment(open_video(clip), SENTENCES, options=SegmentOptions(scores=True)))
+    assert all(chunk.scores.dtype == np.float32 for chunk in chunks)
+    scores, masks = (np.concatenate([getattr(c, name) for c in chunks], axis=1) for name in ("scores", "masks"))
+    assert masks.any() and not masks.all() and (masks == (scores > CONFIG.threshold)).all()
+    # The decoder clamps its logits to -1..1.
+    assert 0.268 < scores.min() < scores.max() < 0.732
+    assert next(system.segment(open_video(clip), SENTENCES)).scores is None
+
+
 def test_sentences_do_not_disturb_each_other(system, clip):
     both, verdicts = run(system, clip, SENTENCES)
     assert both.shape == (2, 11, 40, 70) and both.dtype == bool and both.any() and not both.all()
