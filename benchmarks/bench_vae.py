@@ -2,50 +2,35 @@
 
     python benchmarks/bench_vae.py [--shapes 5x64x64,9x128x128] [--dtype float32|bfloat16] [--chunk 1]
 
-Weights are random. Calls of both sides alternate, so that a slow spell of the machine meets both; the figures
-are medians, and the ratio is ours / theirs. Without diffusers only our side runs.
+Weights are random; figures are medians. Without diffusers only our side runs.
 """
 
 import argparse
-import platform
-import statistics
-import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from side_by_side import compare, machine, random_model
 
 from rvseg_jax.core.precision import by_name
 from rvseg_jax.models.wan.vae import WanVAE, WanVAEConfig
 
 
-def ours(args: argparse.Namespace) -> dict[str, Callable[[np.ndarray], object]]:
+def ours(dtype: str, chunk: int | None) -> dict[str, Callable[[np.ndarray], object]]:
     """Jitted encode and decode that wait for their result."""
-    cfg = WanVAEConfig.wan2_1(by_name(args.dtype))
-    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: WanVAE(cfg, rngs=nnx.Rngs(0))))
-    leaves, treedef = jax.tree.flatten(shapes)
-    rng = np.random.default_rng(0)
-    fans = [max(1, int(np.prod(leaf.shape[:-1]))) for leaf in leaves]
-    arrays = [rng.standard_normal(leaf.shape, np.float32) / fan**0.5 for leaf, fan in zip(leaves, fans, strict=True)]
-    state = jax.tree.unflatten(treedef, [jnp.asarray(a, leaf.dtype) for a, leaf in zip(arrays, leaves, strict=True)])
-
-    @jax.jit
-    def encode(state: nnx.State, video: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, state).encode(video, chunk=args.chunk).mean
-
-    @jax.jit
-    def decode(state: nnx.State, latents: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, state).decode(latents, chunk=args.chunk)
-
+    cfg = WanVAEConfig.wan2_1(by_name(dtype))
+    graph, state = random_model(lambda rngs: WanVAE(cfg, rngs=rngs))
+    encode = jax.jit(lambda state, video: nnx.merge(graph, state).encode(video, chunk=chunk).mean)
+    decode = jax.jit(lambda state, latents: nnx.merge(graph, state).decode(latents, chunk=chunk))
     return {
         "encode": lambda x: jax.block_until_ready(encode(state, x)),
         "decode": lambda x: jax.block_until_ready(decode(state, x)),
     }
 
 
-def theirs(args: argparse.Namespace) -> dict[str, Callable[[np.ndarray], object]]:
+def theirs(dtype: str) -> dict[str, Callable[[np.ndarray], object]]:
     """The same of diffusers, or nothing where it is not installed."""
     try:
         import diffusers
@@ -53,9 +38,9 @@ def theirs(args: argparse.Namespace) -> dict[str, Callable[[np.ndarray], object]
     except ImportError:
         return {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = diffusers.AutoencoderKLWan().eval().to(device, getattr(torch, args.dtype))
+    model = diffusers.AutoencoderKLWan().eval().to(device, getattr(torch, dtype))
 
-    def run(function: Callable[[torch.Tensor], torch.Tensor], x: np.ndarray) -> None:
+    def run(function: Callable[[Any], Any], x: np.ndarray) -> None:
         with torch.inference_mode():
             function(torch.tensor(np.moveaxis(x, -1, 1).copy()).to(device, model.dtype)).cpu()
 
@@ -72,27 +57,17 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, help="latent frames at a time; all at once if absent")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    sides = {"ours": ours(args), "diffusers": theirs(args)}
-    print(
-        f"{platform.machine()} {jax.devices()[0].device_kind}, jax {jax.__version__}, {args.dtype}, chunk {args.chunk}"
-    )
+    sides = {"ours": ours(args.dtype, args.chunk), "diffusers": theirs(args.dtype)}
+    print(f"{machine()}, {args.dtype}, chunk {args.chunk}")
     rng = np.random.default_rng(1)
     for shape in args.shapes.split(","):
         frames, height, width = map(int, shape.split("x"))
-        latent_shape = (1, (frames - 1) // 4 + 1, height // 8, width // 8, 16)
-        inputs = {"encode": rng.uniform(-1, 1, (1, frames, height, width, 3)), "decode": rng.normal(size=latent_shape)}
-        for name, x in inputs.items():
-            x, times = x.astype(np.float32), {side: [] for side, runs in sides.items() if runs}
-            for repeat in range(args.repeats + 1):
-                for side, taken in times.items():
-                    start = time.perf_counter()
-                    sides[side][name](x)
-                    if repeat:  # the first call compiles
-                        taken.append(time.perf_counter() - start)
-            medians = {side: statistics.median(taken) for side, taken in times.items()}
-            line = ", ".join(f"{side} {1000 * value:.0f} ms" for side, value in medians.items())
-            ratio = f", ratio {medians['ours'] / medians['diffusers']:.2f}" if "diffusers" in medians else ""
-            print(f"{name} {shape}: {line}{ratio}", flush=True)
+        latents = (1, (frames - 1) // 4 + 1, height // 8, width // 8, 16)
+        inputs = {"encode": rng.uniform(-1, 1, (1, frames, height, width, 3)), "decode": rng.normal(size=latents)}
+        for name, values in inputs.items():
+            x = values.astype(np.float32)
+            calls = {side: (lambda run=runs[name], x=x: run(x)) for side, runs in sides.items() if runs}
+            compare(f"{name} {shape}", calls, repeats=args.repeats)
 
 
 if __name__ == "__main__":
