@@ -14,6 +14,10 @@ _READERS = {
     "mevis": ("mevis", "open_split"),
     "ref_youtube_vos": ("ref_youtube_vos", "RefYouTubeVos"),
     "ref_davis": ("ref_davis", "RefDavis"),
+    "refcoco": ("refcoco", "refcoco"),
+    "refcoco+": ("refcoco", "refcoco_plus"),
+    "refcocog": ("refcoco", "refcocog"),
+    "refcocog_google": ("refcoco", "refcocog_google"),
 }
 NAMES = tuple(_READERS)
 

@@ -11,7 +11,12 @@ from rvseg_jax.input_pipeline.datasets.moving_shapes.dataset import (
     sample_hash,
 )
 from rvseg_jax.input_pipeline.datasets.moving_shapes.grammar import vocabulary
-from rvseg_jax.input_pipeline.datasets.moving_shapes.writers import to_mevis, to_ref_davis, to_ref_youtube_vos
+from rvseg_jax.input_pipeline.datasets.moving_shapes.writers import (
+    to_mevis,
+    to_ref_davis,
+    to_ref_youtube_vos,
+    to_refcoco,
+)
 
 __all__ = [
     "KINDS",
@@ -25,5 +30,6 @@ __all__ = [
     "to_mevis",
     "to_ref_davis",
     "to_ref_youtube_vos",
+    "to_refcoco",
     "vocabulary",
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rvseg_jax.formats import mevis, ref_davis, ref_youtube_vos
+from rvseg_jax.formats import mevis, ref_davis, ref_youtube_vos, refcoco_writer
 from rvseg_jax.formats.davis import label_map
 from rvseg_jax.formats.meta_expressions import Expression
 from rvseg_jax.input_pipeline.datasets.moving_shapes.dataset import MovingShapes, MovingShapesSample
@@ -104,6 +104,41 @@ def to_ref_youtube_vos(
         expressions = {str(key): Expression(text, (i + 1,)) for key, (text, i) in enumerate(single_targets(sample))}
         writer.add(sample.video, names, sample.frames, labels, expressions)
         count += len(expressions)
+    writer.close()
+    return count
+
+
+def to_refcoco(
+    root: str | Path,
+    source: MovingShapes,
+    indices: Iterable[int] | None = None,
+    *,
+    dataset: str = "refcoco",
+    split: str = "train",
+    polygons: bool = True,
+) -> int:
+    """Writes the first frames of clips as a split of RefCOCO, in REFER's layout and in FlowRVS's.
+
+    Args:
+      root: holds the datasets of this kind and the images.
+      source: the clips.
+      indices: which; None takes a whole split.
+      dataset: "refcoco", "refcoco+" or "refcocog".
+      split: as that dataset calls it.
+      polygons: whether masks are polygons, as most of COCO's are, or run-length coded.
+
+    Returns:
+      The number of sentences.
+    """
+    writer = refcoco_writer.SplitWriter(Path(root), dataset, split)
+    count = 0
+    for index in range(len(source)) if indices is None else indices:
+        sample = source[index]
+        sentences: dict[int, list[str]] = {}
+        for text, target in single_targets(sample):
+            sentences.setdefault(target, []).append(text)
+        writer.add(sample.frames[0], sample.object_masks[list(sentences), 0], [*sentences.values()], polygons=polygons)
+        count += sum(map(len, sentences.values()))
     writer.close()
     return count
 
