@@ -94,10 +94,10 @@ def _report_part(evaluation: Evaluation, part: Part, *, together: bool) -> int:
 
 
 def _mevis(args: argparse.Namespace, options: EvaluationOptions) -> Evaluation:
-    source, public = datasets.mevis_split(
+    source = datasets.mevis_split(
         _root(args), split=args.split, frames=args.frames, with_frames=not _is_folder(args.system)
     )
-    if not public:
+    if not source.has_masks:
         raise InputError(f"{args.root} has no mask_dict.json: its truth is not public, evaluate on valid_u")
     return _per_expression(args, options, source, protocols.MEVIS)
 
@@ -150,6 +150,8 @@ def _per_expression(
 ) -> Evaluation:
     if args.protocol not in (None, protocol.name):
         raise InputError(f"dataset {args.dataset} has no protocol {args.protocol}; leave --protocol away")
+    if not source.has_masks:
+        raise InputError(f"{args.root} holds no truth of split {args.split or 'valid'}; choose a split that has it")
     is_folder = _is_folder(args.system)
     predict = from_folder(Path(args.system)) if is_folder else from_system(_system(args), _segment_options(args))
 

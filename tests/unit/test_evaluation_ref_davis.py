@@ -102,6 +102,9 @@ def test_per_expression_counts_every_sentence_alike(root, tmp_path, capsys):
     (root / "valid" / "mask_dict.pkl").unlink()
     assert run_eval(masks, "ref_davis", root, "-o", tmp_path / "labels", "--protocol", "per_expression") == 0
     assert summary_of(tmp_path / "labels") == summary
+    shutil.rmtree(root / "valid" / "Annotations")
+    assert run_eval(masks, "ref_davis", root, "-o", tmp_path / "none", "--protocol", "per_expression") == 2
+    assert "no truth" in capsys.readouterr().out
 
 
 def test_annotation_ids_count_over_ids_sorted_as_text(tmp_path):
