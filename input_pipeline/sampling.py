@@ -1,6 +1,14 @@
-"""Which frames of a video make up a training clip."""
+"""Which videos and which of their frames make up training clips."""
+
+from typing import Protocol
 
 import numpy as np
+
+from rvseg_jax.core.errors import InputError
+from rvseg_jax.core.logging import get_logger
+from rvseg_jax.input_pipeline.sources import ReferringVideo, Source
+
+logger = get_logger(__name__)
 
 
 def anchors(video_frames: int, clip_frames: int) -> list[int]:
@@ -63,3 +71,52 @@ def contiguous(video_frames: int, clip_frames: int, rng: np.random.Generator) ->
         raise ValueError(f"cannot draw {clip_frames} frames of a video of {video_frames}: both must be positive")
     start = int(rng.integers(0, max(video_frames - clip_frames, 0) + 1))
     return np.minimum(np.arange(start, start + clip_frames), video_frames - 1)
+
+
+class CountedSource(Source[ReferringVideo], Protocol):
+    """A source that knows how many frames its videos have."""
+
+    def frame_count(self, index: int) -> int: ...
+
+
+class LongEnough:
+    """The items of a source whose videos have at least as many frames as a clip; the log says how many are left out.
+
+    Source: FlowRVS datasets/ytvos.py, which leaves such videos of Ref-YouTube-VOS out.
+    """
+
+    def __init__(self, source: CountedSource, frames: int) -> None:
+        """Counts the frames of every item.
+
+        Args:
+          source: what to choose from.
+          frames: least frames of a video.
+
+        Raises: InputError where no video is long enough.
+        """
+        self.source, self.frames = source, frames
+        self._kept = np.array([i for i in range(len(source)) if source.frame_count(i) >= frames], np.int64)
+        self.left_out = len(source) - len(self._kept)
+        if not len(self._kept):
+            raise InputError(f"no video of {source!r} has {frames} frames; take shorter clips")
+        if self.left_out:
+            logger.info(
+                "%r: %d of %d items left out, their videos have fewer than %d frames",
+                source,
+                self.left_out,
+                len(source),
+                frames,
+            )
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __repr__(self) -> str:
+        return f"{self.source!r} from {self.frames} frames on"
+
+    def frame_count(self, index: int) -> int:
+        """Frames of the video of item `index`."""
+        return self.source.frame_count(int(self._kept[index]))
+
+    def __getitem__(self, index: int) -> ReferringVideo:
+        return self.source[int(self._kept[index])]

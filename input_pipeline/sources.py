@@ -1,7 +1,7 @@
 """Where samples come from: the protocol of a source, the types of samples, and folders of frames."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -34,6 +34,7 @@ class ReferringSample:
       expression: id of the sentence within the video.
       frame_names: names of the frames, as the dataset has them, without suffix.
       kind: what the sentence tells its target by, where the dataset says so, else "".
+      valid: bool [H, W], False where the frames are padding; None where nothing is.
     """
 
     frames: np.ndarray
@@ -43,6 +44,7 @@ class ReferringSample:
     expression: str
     frame_names: tuple[str, ...]
     kind: str
+    valid: np.ndarray | None = field(default=None, kw_only=True)
 
 
 class FrameFolder:

@@ -4,120 +4,20 @@ A step is called with what the step before made and a `numpy.random.Generator`; 
 can be sent to worker processes. Frames stay uint8: the device normalises them.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
+from rvseg_jax.input_pipeline.captions import normalised_caption, swap_left_right, swap_letters
+from rvseg_jax.input_pipeline.resampling import boxed, cropped, resized, short_side_size
 from rvseg_jax.input_pipeline.sampling import sparse_around
 from rvseg_jax.input_pipeline.sources import ReferringSample, ReferringVideo, Source
 
 Step = Callable[[Any, np.random.Generator], Any]
 
-_MIRRORED = {
-    "left": "right",
-    "leftmost": "rightmost",
-    "leftward": "rightward",
-    "leftwards": "rightwards",
-    "clockwise": "counterclockwise",
-    "anticlockwise": "clockwise",
-}
-_MIRRORED |= {value: key for key, value in _MIRRORED.items() if value not in _MIRRORED}
-_MIRRORED_WORD = re.compile(r"\b(" + "|".join(_MIRRORED) + r")\b", re.IGNORECASE)
-
-
-def swap_left_right(text: str) -> str:
-    """The sentence as it reads for the mirrored image.
-
-    Whole words only, in their own case: "the bright car on the Left" becomes "the bright car on the Right".
-    Directions of rotation change too.
-    """
-
-    def mirrored(match: re.Match[str]) -> str:
-        word = match.group()
-        other = _MIRRORED[word.lower()]
-        if word.isupper():
-            return other.upper()
-        return other.capitalize() if word[0].isupper() else other
-
-    return _MIRRORED_WORD.sub(mirrored, text)
-
-
-def normalised_caption(text: str) -> str:
-    """Lower case, and white space as single spaces: what training sets are read with."""
-    return " ".join(text.lower().split())
-
-
-def short_side_size(
-    height: int, width: int, *, short: int, longest: int | None = None, multiple: int = 1
-) -> tuple[int, int]:
-    """Size with a given short side and the same shape, as DETR's and FlowRVS's training resize.
-
-    Args:
-      height, width: of the source in pixels.
-      short: the short side to reach.
-      longest: where the long side would be longer, the short side becomes less; None: no limit.
-      multiple: both sides are floored to a multiple of it, after all else.
-
-    Raises: ValueError if a side would vanish.
-    """
-    low, high = min(height, width), max(height, width)
-    if longest is not None and high / low * short > longest:
-        short = round(longest * low / high)
-    if width < height:
-        size = int(short * height / width), short
-    else:
-        size = short, int(short * width / height)
-    floored = size[0] // multiple * multiple, size[1] // multiple * multiple
-    if 0 in floored:
-        raise ValueError(f"frames of {width}x{height} at short side {short} have a side below {multiple} pixels")
-    return floored
-
-
-def resize_frames(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear resampling with Pillow, whose antialiasing published weights have seen.
-
-    Shapes: frames uint8 [T, H, W, 3] -> uint8 [T, *size, 3].
-    """
-    if frames.shape[1:3] == tuple(size):
-        return frames
-    sized = [Image.fromarray(frame).resize(size[::-1], Image.Resampling.BILINEAR) for frame in frames]
-    return np.stack([np.asarray(image) for image in sized])
-
-
-def resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Nearest neighbours as torch takes them: the pixel that the upper left corner falls into.
-
-    Shapes: masks bool [T, H, W] -> bool [T, *size].
-    """
-    rows, columns = (_nearest(old, new) for old, new in zip(masks.shape[1:], size, strict=True))
-    return masks[:, rows[:, None], columns]
-
-
-def _nearest(old: int, new: int) -> np.ndarray:
-    # torch computes the position in float32, which decides which pixel is taken at exact multiples.
-    places = np.floor(np.arange(new, dtype=np.float32) * np.float32(old / new)).astype(np.int64)
-    return np.minimum(places, old - 1)
-
-
-def resized(sample: ReferringSample, size: tuple[int, int]) -> ReferringSample:
-    """The sample with frames and masks of `size` (H, W)."""
-    return replace(sample, frames=resize_frames(sample.frames, size), masks=resize_masks(sample.masks, size))
-
-
-def cropped(sample: ReferringSample, top: int, left: int, height: int, width: int) -> ReferringSample:
-    """The sample cut to a rectangle, in pixels.
-
-    Raises: ValueError for a rectangle that leaves the frames.
-    """
-    full = sample.frames.shape[1:3]
-    if min(top, left) < 0 or top + height > full[0] or left + width > full[1] or min(height, width) < 1:
-        raise ValueError(f"cannot cut {height}x{width} at ({top}, {left}) out of frames of {full[0]}x{full[1]}")
-    window = np.s_[:, top : top + height, left : left + width]
-    return replace(sample, frames=sample.frames[window], masks=sample.masks[window])
+_CAPTIONS = {"swapped": swap_left_right, "as_published": swap_letters, "untouched": str}
 
 
 def flipped(sample: ReferringSample) -> ReferringSample:
@@ -128,6 +28,14 @@ def flipped(sample: ReferringSample) -> ReferringSample:
         masks=sample.masks[:, :, ::-1],
         text=swap_left_right(sample.text),
     )
+
+
+def random_crop(sample: ReferringSample, sides: tuple[int, int], rng: np.random.Generator) -> ReferringSample:
+    """A random rectangle of the sample whose sides lie within `sides`, or are whole where the sample is smaller."""
+    full = sample.frames.shape[1:3]
+    height, width = (int(rng.integers(min(sides[0], side), min(side, sides[1]) + 1)) for side in full)
+    top, left = (int(rng.integers(0, side - part + 1)) for side, part in zip(full, (height, width), strict=True))
+    return cropped(sample, top, left, height, width)
 
 
 @dataclass(frozen=True)
@@ -200,10 +108,7 @@ class FlowRVSAugmentation:
         """The augmented sample, its caption normalised."""
         if rng.random() < 0.5:
             sample = self._fit(sample, int(rng.choice(self.first_shorts)), None)
-            height, width = (self._side(side, rng) for side in sample.frames.shape[1:3])
-            top = int(rng.integers(0, sample.frames.shape[1] - height + 1))
-            left = int(rng.integers(0, sample.frames.shape[2] - width + 1))
-            sample = cropped(sample, top, left, height, width)
+            sample = random_crop(sample, self.crop, rng)
         sample = self._fit(sample, self.short, self.longest)
         if rng.random() < self.flip:
             sample = flipped(sample)
@@ -214,9 +119,103 @@ class FlowRVSAugmentation:
         size = short_side_size(height, width, short=short, longest=longest, multiple=self.multiple)
         return resized(sample, size)
 
-    def _side(self, side: int, rng: np.random.Generator) -> int:
-        high = min(side, self.crop[1])
-        return int(rng.integers(min(self.crop[0], high), high + 1))
+
+@dataclass(frozen=True)
+class FlowRVSImageAugmentation:
+    """FlowRVS's augmentation of the images that it is pre-trained on.
+
+    Half of the images are mirrored. Then half are resized; the other half are resized, cropped and resized again.
+    Sides are rounded up to multiples of `multiple`, to which upstream's trainer enlarges what it gets. Pixels stay as
+    they are: upstream normalises images by ImageNet's mean although its autoencoder expects -1..1.
+
+    Attributes:
+      shorts: short sides to choose from without a crop.
+      longest: longest side of the result, before it is rounded up.
+      first_shorts: short sides to choose from before a crop.
+      crop: least and most height and width of a crop.
+      crop_shorts: short sides to choose from after a crop.
+      multiple: both sides of a frame are multiples of it.
+      flip: share of images that are mirrored.
+      caption: what becomes of a mirrored image's sentence: "swapped" exchanges left and right as words; "as_published"
+        exchanges the letters wherever they stand ("bright" becomes "bleft"); "untouched" leaves it.
+
+    Source: FlowRVS datasets/refexp.py, `make_coco_transforms`, and datasets/transform_utils.py, `check_shape`.
+    """
+
+    shorts: tuple[int, ...] = (384, 432, 480, 512, 544, 576, 608, 640, 672, 720)
+    longest: int = 800
+    first_shorts: tuple[int, ...] = (400, 500, 600)
+    crop: tuple[int, int] = (384, 600)
+    crop_shorts: tuple[int, ...] = (360, 392, 416, 448, 480, 512, 544, 576)
+    multiple: int = 16
+    flip: float = 0.5
+    caption: Literal["swapped", "as_published", "untouched"] = "swapped"
+
+    def __post_init__(self) -> None:
+        if self.caption not in _CAPTIONS:
+            raise ValueError(f"caption is {self.caption!r}; choose from {', '.join(_CAPTIONS)}")
+
+    def __call__(self, sample: ReferringSample, rng: np.random.Generator) -> ReferringSample:
+        """The augmented sample, its caption normalised."""
+        text = normalised_caption(sample.text)
+        if rng.random() < self.flip:
+            sample, text = flipped(sample), _CAPTIONS[self.caption](text)
+        shorts = self.shorts
+        if rng.random() < 0.5:
+            height, width = sample.frames.shape[1:3]
+            size = short_side_size(height, width, short=int(rng.choice(self.first_shorts)))
+            sample = random_crop(resized(sample, size), self.crop, rng)
+            shorts = self.crop_shorts
+        height, width = sample.frames.shape[1:3]
+        size = short_side_size(height, width, short=int(rng.choice(shorts)), longest=self.longest)
+        up = -(-size[0] // self.multiple) * self.multiple, -(-size[1] // self.multiple) * self.multiple
+        return replace(resized(sample, up), text=text)
+
+
+@dataclass(frozen=True)
+class PlayBackwards:
+    """Turns a share of the clips round in time.
+
+    Sentences stay as they are, as upstream's: "moving left" is then no longer true. Source: FlowRVS datasets/ytvos.py.
+
+    Attributes:
+      share: of the clips, 0..1.
+    """
+
+    share: float
+
+    def __call__(self, sample: ReferringSample, rng: np.random.Generator) -> ReferringSample:
+        """The clip, or its frames, masks and names from the last to the first."""
+        if rng.random() >= self.share:
+            return sample
+        names = sample.frame_names[::-1]
+        return replace(sample, frames=sample.frames[::-1], masks=sample.masks[::-1], frame_names=names)
+
+
+@dataclass(frozen=True)
+class NormalisedCaption:
+    """A clip with its sentence in lower case and with single spaces, otherwise untouched."""
+
+    def __call__(self, sample: ReferringSample, rng: np.random.Generator) -> ReferringSample:
+        """The clip with its sentence normalised."""
+        return replace(sample, text=normalised_caption(sample.text))
+
+
+@dataclass(frozen=True)
+class PadToBox:
+    """Fits every clip into frames of one size, so that batches have one shape; after all that changes sizes.
+
+    Attributes:
+      box: (height, width) of the result in pixels.
+      multiple: sides of clips that are shrunk are floored to it.
+    """
+
+    box: tuple[int, int]
+    multiple: int = 16
+
+    def __call__(self, sample: ReferringSample, rng: np.random.Generator) -> ReferringSample:
+        """The clip in its box, see `resampling.boxed`; its `valid` says where it is."""
+        return boxed(sample, tuple(self.box), self.multiple)
 
 
 @dataclass(frozen=True)
@@ -231,11 +230,13 @@ class ToExample:
     tokenise: Callable[[str], Mapping[str, np.ndarray]]
 
     def __call__(self, sample: ReferringSample, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """frames uint8 [T, H, W, 3], masks bool [T, H, W], and what `tokenise` gives.
+        """frames uint8 [T, H, W, 3], masks bool [T, H, W], what `tokenise` gives; valid bool [H, W] of padded clips.
 
         Raises: ValueError where `tokenise` uses one of these names.
         """
         row = {"frames": np.ascontiguousarray(sample.frames), "masks": np.ascontiguousarray(sample.masks)}
+        if sample.valid is not None:
+            row["valid"] = sample.valid
         tokens = {name: np.asarray(array) for name, array in self.tokenise(sample.text).items()}
         if row.keys() & tokens.keys():
             raise ValueError(f"tokenise returns {sorted(row.keys() & tokens.keys())}, names that are taken")

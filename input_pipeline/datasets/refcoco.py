@@ -46,6 +46,10 @@ class RefCoco:
     def __repr__(self) -> str:
         return f"{self.dataset} {self.root} {self.split}{self._made_by}"
 
+    def frame_count(self, index: int) -> int:
+        """Frames of item `index`: an image is one."""
+        return 1
+
     def __getitem__(self, index: int) -> ReferringVideo:
         """Item `index`, undecoded.
 

@@ -61,6 +61,10 @@ class SentencesOfVideos(ABC):
     def __len__(self) -> int:
         return len(self._items)
 
+    def frame_count(self, index: int) -> int:
+        """Frames of the video of item `index`, without looking at its files."""
+        return len(self.clips[self._items[index][0]].frames)
+
     def __getitem__(self, index: int) -> ReferringVideo:
         """Item `index`, undecoded.
 

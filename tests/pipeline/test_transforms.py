@@ -5,21 +5,23 @@ import pickle
 import numpy as np
 import pytest
 
+from rvseg_jax.core.errors import InputError
+from rvseg_jax.input_pipeline.captions import normalised_caption, swap_left_right, swap_letters
 from rvseg_jax.input_pipeline.datasets.mevis import Mevis
 from rvseg_jax.input_pipeline.datasets.moving_shapes import MovingShapes, MovingShapesConfig, to_mevis
+from rvseg_jax.input_pipeline.resampling import cropped, resize_frames, resize_masks, short_side_size
+from rvseg_jax.input_pipeline.sampling import LongEnough
 from rvseg_jax.input_pipeline.sources import ReferringSample
 from rvseg_jax.input_pipeline.transforms import (
     DrawClip,
     FlowRVSAugmentation,
+    FlowRVSImageAugmentation,
+    NormalisedCaption,
+    PadToBox,
+    PlayBackwards,
     Steps,
     ToExample,
-    cropped,
     flipped,
-    normalised_caption,
-    resize_frames,
-    resize_masks,
-    short_side_size,
-    swap_left_right,
 )
 
 SMALL = FlowRVSAugmentation(short=48, longest=83, first_shorts=(40, 50, 60), crop=(38, 60), multiple=8)
@@ -150,3 +152,112 @@ def test_the_last_step_gives_arrays():
 def test_steps_can_be_sent_to_workers():
     step = pickle.loads(pickle.dumps(Steps((SMALL, DrawClip(3)))))
     assert step.steps[0] == SMALL
+
+
+@pytest.mark.parametrize("text", ["the bright cleft right left", "leftright", "Left RIGHT"])
+def test_letters_are_swapped_as_published(text):
+    """Upstream's three replacements in turn."""
+    assert swap_letters(text) == text.replace("left", "[TMP]").replace("right", "left").replace("[TMP]", "right")
+
+
+def test_images_are_augmented_as_in_pre_training():
+    """Sizes of 400 draws against a restatement of the published rule; captions by option."""
+    sizes, texts = set(), {}
+    for seed in range(200):
+        out = FlowRVSImageAugmentation()(sample_of(60, 90, "the  Bright dog left"), np.random.default_rng(seed))
+        sizes.add(out.frames.shape[1:3])
+        texts.setdefault(out.text, []).append(out)
+    assert (
+        set(texts) == {"the bright dog left", "the bright dog right"} and 70 < len(texts["the bright dog left"]) < 130
+    )
+    whole = {short_side_size(60, 90, short=short, longest=800) for short in FlowRVSImageAugmentation.shorts}
+    rounded = {tuple(-(-side // 16) * 16 for side in size) for size in whole}
+    assert rounded <= sizes and len(sizes - rounded) > 5
+    assert all(side % 16 == 0 and side <= 800 for size in sizes for side in size)
+    always = {kind: FlowRVSImageAugmentation(flip=1.0, caption=kind) for kind in ("as_published", "untouched")}
+    out = {kind: step(sample_of(30, 30, "bright left"), np.random.default_rng(0)).text for kind, step in always.items()}
+    assert out == {"as_published": "bleft right", "untouched": "bright left"}
+    with pytest.raises(ValueError, match="caption is 'kept'; choose from swapped"):
+        FlowRVSImageAugmentation(caption="kept")
+
+
+def test_images_and_masks_stay_together():
+    blocks = np.kron(np.random.default_rng(2).integers(0, 2, (4, 6)), np.ones((16, 16), int)).astype(bool)
+    frames = np.repeat(np.where(blocks, 255, 0).astype(np.uint8)[None, ..., None], 3, axis=-1)
+    small = FlowRVSImageAugmentation((48, 72), 100, (40, 50), (38, 60), (40, 56), 8)
+    for seed in range(20):
+        out = small(ReferringSample(frames, blocks[None], "x", "v", "0", ("0",), ""), np.random.default_rng(seed))
+        assert ((out.frames[..., 0] > 127) == out.masks).mean() > 0.9
+
+
+def test_a_share_of_clips_is_played_backwards():
+    sample, turned = sample_of(4, 6), 0
+    for seed in range(300):
+        out = PlayBackwards(0.3)(sample, np.random.default_rng(seed))
+        if out.frame_names == ("00001", "00000"):
+            turned += 1
+            assert (out.frames == sample.frames[::-1]).all() and (out.masks == sample.masks[::-1]).all()
+        else:
+            assert out is sample
+    assert 65 < turned < 115
+
+
+def test_a_caption_alone_is_normalised():
+    out = NormalisedCaption()(sample_of(4, 6, " A  Dog"), np.random.default_rng(0))
+    assert out.text == "a dog" and out.frames.shape == (2, 4, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "box", "inside"),
+    [((40, 50), (64, 64), (40, 50)), ((64, 64), (64, 64), (64, 64)), ((128, 64), (64, 64), (64, 32))],
+)
+def test_clips_are_padded_to_a_box(size, box, inside):
+    sample = sample_of(*size)
+    out = PadToBox(box)(sample, np.random.default_rng(0))
+    assert out.frames.shape == (2, *box, 3) and out.masks.shape == (2, *box) and out.valid.shape == box
+    height, width = inside
+    expected = np.zeros(box, bool)
+    expected[:height, :width] = True
+    assert (
+        (out.valid == expected).all() and (out.frames[:, ~expected] == 128).all() and not out.masks[:, ~expected].any()
+    )
+    if size == inside:
+        assert (out.frames[:, :height, :width] == sample.frames).all()
+        assert (out.masks[:, :height, :width] == sample.masks).all()
+    else:
+        assert (out.frames[:, :height, :width] == resize_frames(sample.frames, inside)).all()
+        assert (out.masks[:, :height, :width] == resize_masks(sample.masks, inside)).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "inside"), [((480, 854), (464, 832)), ((720, 1280), (464, 832)), ((1280, 720), (480, 256))]
+)
+def test_larger_clips_keep_their_shape_up_to_the_multiple(size, inside):
+    """By hand: 480 x 854 shrinks by 832 / 854 to 467.6 x 832, 720 x 1280 by 0.65 to 468, 1280 x 720 by 0.375 to 270."""
+    out = PadToBox((480, 832))(sample_of(*size), np.random.default_rng(0))
+    assert (out.valid.any(axis=1).sum(), out.valid.any(axis=0).sum()) == inside
+    with pytest.raises(ValueError, match="have a side below 16"):
+        PadToBox((32, 32))(sample_of(8, 600), np.random.default_rng(0))
+
+
+def test_a_padded_example_says_where_it_is_valid():
+    row = Steps((PadToBox((16, 16)), ToExample(token_lengths)))(sample_of(8, 12, "a"), np.random.default_rng(0))
+    assert row["valid"].sum() == 96 and row["frames"].shape == (2, 16, 16, 3)
+    assert "valid" not in ToExample(token_lengths)(sample_of(8, 8, "a"), np.random.default_rng(0))
+
+
+def test_short_videos_are_counted_out_loud(tmp_path, caplog):
+    for name, frames in (("long", 7), ("short", 5)):
+        clips = MovingShapes(MovingShapesConfig(size=(48, 48), frames=frames))
+        to_mevis(tmp_path / name, clips, range(3))
+    whole = Mevis(tmp_path / "long")
+    assert len(LongEnough(whole, 7)) == 6 and LongEnough(whole, 7)[5].name == whole[5].name
+    mixed = Mevis(tmp_path / "short")
+    mixed.clips["train_000001"] = whole.clips["train_000001"]
+    with caplog.at_level("INFO", logger="rvseg_jax"):
+        kept = LongEnough(mixed, 6)
+    assert len(kept) == 2 and kept.left_out == 4 and kept.frame_count(0) == 7
+    assert "4 of 6 items left out" in caplog.text and "fewer than 6 frames" in caplog.text
+    with pytest.raises(InputError, match="no video of mevis .* has 9 frames"):
+        LongEnough(mixed, 9)
+    assert "from 6 frames on" in repr(kept) and len(pickle.loads(pickle.dumps(kept))) == 2
