@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rvseg_jax.core.errors import InputError
-from rvseg_jax.evaluation import datasets, moving_shapes, processes, protocols, ref_davis, ref_davis_labels, report
+from rvseg_jax.evaluation import (
+    datasets,
+    moving_shapes,
+    processes,
+    protocols,
+    ref_davis,
+    ref_davis_labels,
+    report,
+    submissions,
+)
 from rvseg_jax.evaluation.datasets import DecodedVideos
 from rvseg_jax.evaluation.parts import Part
 from rvseg_jax.evaluation.predictors import from_folder, from_grey_folder, from_system
@@ -20,13 +29,16 @@ from rvseg_jax.systems import base
 from rvseg_jax.systems import settings as system_settings
 from rvseg_jax.systems.base import SegmentOptions
 
+_MEVIS_SCORED = ("train", "valid_u")  # splits whose masks are public
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `rvseg eval`."""
     parser.description = (
         "Score a system on a dataset and write samples.jsonl (one line a sentence) and summary.json. SYSTEM may also "
-        "be a folder of predictions, <video>/<expression>/<frame>.png. The exit code is 1 if not every expected "
-        "sample has been scored. docs/evaluation.md explains the protocols."
+        "be a folder of predictions, <video>/<expression>/<frame>.png. A split without public truth, such as mevis "
+        "--split valid, gives the archive for the benchmark's server instead of scores. The exit code is 1 if not "
+        "every expected sample has been scored. docs/evaluation.md explains the protocols."
     )
     parser.add_argument("system", metavar="SYSTEM", help=f"one of {', '.join(base.names())}, or a folder of masks")
     parser.add_argument("dataset", choices=datasets.NAMES, metavar="DATASET", help=", ".join(datasets.NAMES))
@@ -57,6 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also report upstream FlowRVS's average, in which equal sentences overwrite each other",
     )
     parser.add_argument(
+        "--subset", action="store_true", help="ROOT holds a part of the benchmark's videos (ref_youtube_vos valid)"
+    )
+    parser.add_argument(
         "--shard", metavar="K/N", help="do the K-th of N shares of the videos; the last share to end sums up"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the results that DIR holds")
@@ -66,19 +81,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run `rvseg eval` and return its exit code."""
     part, barrier = processes.share(args.shard)
-    options = EvaluationOptions(
-        batch=args.batch, resume=args.resume, limit=args.limit, part=part, barrier=barrier or (lambda: None)
-    )
+    options = EvaluationOptions(batch=args.batch, resume=args.resume, limit=args.limit, part=part)
+    if barrier is not None:
+        options = replace(options, together=True, barrier=barrier)
     evaluation = _JOBS[args.dataset](args, options)
     if evaluation.waiting:
-        return _report_part(evaluation, part, together=barrier is not None)
-    if barrier is None or part.index == 0:
+        return _report_part(evaluation, part, together=options.together)
+    if not options.together or part.index == 0:
         if args.json:
             print((args.output / SUMMARY_FILE).read_text(encoding="utf-8"), end="")
         else:
             report.show(evaluation, args.output)
-        if not evaluation.complete:
-            print(f"error: {len(evaluation.scores)} of {evaluation.expected} samples were scored", file=sys.stderr)
+        report.show_errors(evaluation)
     return 0 if evaluation.complete else 1
 
 
@@ -97,9 +111,33 @@ def _mevis(args: argparse.Namespace, options: EvaluationOptions) -> Evaluation:
     source = datasets.mevis_split(
         _root(args), split=args.split, frames=args.frames, with_frames=not _is_folder(args.system)
     )
-    if not source.has_masks:
-        raise InputError(f"{args.root} has no mask_dict.json: its truth is not public, evaluate on valid_u")
+    # A mask file that was forgotten must not make a submission of a split that can be scored.
+    if not source.has_masks and args.split not in (None, *_MEVIS_SCORED):
+        return _submit(args, options, source)
     return _per_expression(args, options, source, protocols.MEVIS)
+
+
+def _ref_youtube_vos(args: argparse.Namespace, options: EvaluationOptions) -> Evaluation:
+    source = datasets.ref_youtube_vos_split(
+        _root(args), split=args.split, subset=args.subset, with_frames=not _is_folder(args.system)
+    )
+    if not source.has_masks and args.split != "train":
+        return _submit(args, options, source)
+    return _per_expression(args, options, source, protocols.REF_YOUTUBE_VOS)
+
+
+def _submit(args: argparse.Namespace, options: EvaluationOptions, source: DecodedVideos) -> Evaluation:
+    """Masks for the server of a dataset whose truth is not public."""
+    protocol = protocols.SUBMISSION
+    return submissions.evaluate(
+        args.dataset,
+        source,
+        Path(args.system) if _is_folder(args.system) else from_system(_system(args), _segment_options(args)),
+        args.output,
+        settings=_settings(args, protocol),
+        options=replace(options, missing=args.missing or protocol.missing),
+        progress=_progress(),
+    )
 
 
 def _ref_davis(args: argparse.Namespace, options: EvaluationOptions) -> Evaluation:
@@ -151,7 +189,10 @@ def _per_expression(
     if args.protocol not in (None, protocol.name):
         raise InputError(f"dataset {args.dataset} has no protocol {args.protocol}; leave --protocol away")
     if not source.has_masks:
-        raise InputError(f"{args.root} holds no truth of split {args.split or 'valid'}; choose a split that has it")
+        raise InputError(
+            f"{args.root} has no masks of split {args.split or 'given by default'}; choose one that has. Where the "
+            "truth is not public, name it: --split valid makes a submission (mevis, ref_youtube_vos)"
+        )
     is_folder = _is_folder(args.system)
     predict = from_folder(Path(args.system)) if is_folder else from_system(_system(args), _segment_options(args))
 
@@ -188,7 +229,12 @@ def _moving_shapes(args: argparse.Namespace, options: EvaluationOptions) -> Eval
     )
 
 
-_JOBS = {datasets.MEVIS: _mevis, datasets.MOVING_SHAPES: _moving_shapes, datasets.REF_DAVIS: _ref_davis}
+_JOBS = {
+    datasets.MEVIS: _mevis,
+    datasets.MOVING_SHAPES: _moving_shapes,
+    datasets.REF_DAVIS: _ref_davis,
+    datasets.REF_YOUTUBE_VOS: _ref_youtube_vos,
+}
 
 
 def _root(args: argparse.Namespace) -> Path:

@@ -44,6 +44,13 @@ MEVIS = Protocol(
     "zero",
     "MeViS's script gives J = F = 0 to a video without predictions and stops at a missing sentence or frame",
 )
+REF_YOUTUBE_VOS = Protocol(
+    PER_EXPRESSION,
+    "Ref-YouTube-VOS, local truth: mean over (video, expression) of the mean over all frames of J and F; the benchmark "
+    "scores its valid split on a server",
+    "zero",
+    "the benchmark takes complete predictions only",
+)
 MOVING_SHAPES = Protocol(
     PER_EXPRESSION,
     "moving_shapes held out: mean over clips of the mean over frames of J and F, with controls",

@@ -1,11 +1,14 @@
 """What `rvseg eval` prints of a result."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rvseg_jax.evaluation.run_folder import SUMMARY_FILE
 from rvseg_jax.evaluation.runner import Evaluation
 
+_SHOWN_PROBLEMS = 20
 _SHOWN = ("J&F", "J", "F", "J_recall", "J_decay", "F_recall", "F_decay")
 
 
@@ -13,6 +16,9 @@ def show(evaluation: Evaluation, folder: Path) -> None:
     """Print protocol, counts, what is missing, and the scores of every group."""
     summary = evaluation.summary
     print(summary["protocol"])
+    if "packed" in summary:
+        _show_submission(evaluation, folder)
+        return
     for name, digest in summary.get("list_hashes", {}).items():
         print(f"list {name}  sha256 {digest}")
     print(f"expected {evaluation.expected}, scored {len(evaluation.scores)}, missing {len(summary['missing'])}")
@@ -28,6 +34,27 @@ def show(evaluation: Evaluation, folder: Path) -> None:
     for name, accuracy in summary.get("accuracies", {}).items():
         _show_interval(name, accuracy)
     print(f"details in {folder}")
+
+
+def show_errors(evaluation: Evaluation) -> None:
+    """Say on the error stream why an evaluation is not complete."""
+    if evaluation.problems:
+        print(f"error: {len(evaluation.problems)} problems; no archive was written", file=sys.stderr)
+    elif not evaluation.complete:
+        print(f"error: {len(evaluation.scores)} of {evaluation.expected} samples were scored", file=sys.stderr)
+
+
+def _show_submission(evaluation: Evaluation, folder: Path) -> None:
+    summary = evaluation.summary
+    print(f"{summary['videos']} videos, {summary['expected']} sentences, {summary['masks']} masks expected")
+    for failure in evaluation.failed:
+        print(f"  failed: sample {failure['index']}: {failure['error']}")
+    for problem in evaluation.problems[:_SHOWN_PROBLEMS]:
+        print(f"  {problem}")
+    if len(evaluation.problems) > _SHOWN_PROBLEMS:
+        print(f"  and {len(evaluation.problems) - _SHOWN_PROBLEMS} more, all of them in {folder / SUMMARY_FILE}")
+    if summary["archive"] is not None:
+        print(f"{summary['packed']} masks in {folder / summary['archive']}")
 
 
 def _groups(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

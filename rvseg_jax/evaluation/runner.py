@@ -28,7 +28,8 @@ class EvaluationOptions:
       resume: keep what an earlier run with the same settings has scored, whatever parts it was divided into.
       limit: score the first samples only.
       part: the share of the videos that this process scores.
-      barrier: called when this part is done; returns when the others that run beside it are.
+      together: whether all parts run beside each other and end together.
+      barrier: returns when all of them have come to it.
     """
 
     batch: int = 4
@@ -36,6 +37,7 @@ class EvaluationOptions:
     resume: bool = False
     limit: int | None = None
     part: Part = WHOLE
+    together: bool = False
     barrier: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
@@ -56,6 +58,7 @@ class Evaluation:
       failed: samples that could not be read or predicted, as {"index", "error"}.
       summary: what stands in the summary file; empty while other parts are not done.
       waiting: samples that other parts have still to score.
+      problems: what is wrong with the masks of a submission, each as a line.
     """
 
     expected: int
@@ -63,11 +66,12 @@ class Evaluation:
     failed: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any] = field(default_factory=dict)
     waiting: int = 0
+    problems: Sequence[str] = ()
 
     @property
     def complete(self) -> bool:
-        """Whether every expected sample has been scored."""
-        return len(self.scores) == self.expected
+        """Whether every expected sample has been scored, and nothing is wrong."""
+        return len(self.scores) == self.expected and not self.problems
 
 
 def evaluate(
@@ -109,7 +113,7 @@ def evaluate(
         _scores(run)  # refuses a file of something else before anything is predicted
         todo = [index for index in mine if index not in run.lines]
         done = len(mine) - len(todo)
-        for group in _groups(source, todo, options.batch, unscored):
+        for group in by_video(source, todo, options.batch, unscored):
             for score in _scored(group, predict, options.missing, unscored):
                 run.add(score.as_dict())
                 done += 1
@@ -142,10 +146,10 @@ def _scores(run: RunFolder) -> list[Score]:
         raise InputError(f"{run.folder} holds something else than scores ({error}): choose another folder") from error
 
 
-def _groups(
+def by_video(
     source: Source[ReferringSample], indices: Sequence[int], batch: int, unscored: list[Line]
 ) -> Iterator[list[tuple[int, ReferringSample]]]:
-    """Up to `batch` consecutive samples of one video at a time."""
+    """Up to `batch` consecutive samples of one video at a time; what cannot be read is added to `unscored`."""
     group: list[tuple[int, ReferringSample]] = []
     for index in indices:
         try:
@@ -161,23 +165,27 @@ def _groups(
         yield group
 
 
-def _scored(
-    group: Sequence[tuple[int, ReferringSample]], predict: Predict, missing: str, unscored: list[Line]
-) -> Iterator[Score]:
+def predicted(
+    group: Sequence[tuple[int, ReferringSample]], predict: Predict, unscored: list[Line]
+) -> Iterator[tuple[int, ReferringSample, Prediction]]:
+    """Predictions of a group; where it is refused those of each sample alone, and what fails is added to `unscored`."""
     try:
         predictions = predict([sample for _, sample in group])
-        scored = [
-            (index, sample, prediction, score_masks(sample.masks, prediction.masks))
-            for (index, sample), prediction in zip(group, predictions, strict=True)
-        ]
     except InputError as error:
         if len(group) > 1:  # one bad sentence must not take the others of its clip along
             for alone in group:
-                yield from _scored([alone], predict, missing, unscored)
+                yield from predicted([alone], predict, unscored)
         else:
             unscored.append({"index": group[0][0], "error": str(error)})
         return
-    for index, sample, prediction, numbers in scored:
+    for (index, sample), prediction in zip(group, predictions, strict=True):
+        yield index, sample, prediction
+
+
+def _scored(
+    group: Sequence[tuple[int, ReferringSample]], predict: Predict, missing: str, unscored: list[Line]
+) -> Iterator[Score]:
+    for index, sample, prediction in predicted(group, predict, unscored):
         if missing == "abort" and prediction.missing_frames:
             raise CheckFailed(
                 f"{sample.video}/{sample.expression} has no prediction for {len(prediction.missing_frames)} frames, "
@@ -185,6 +193,11 @@ def _scored(
             )
         if missing == "skip" and prediction.status == MISSING:
             unscored.append({"index": index} | _gap(sample.video, sample.expression, prediction))
+            continue
+        try:
+            numbers = score_masks(sample.masks, prediction.masks)
+        except InputError as error:
+            unscored.append({"index": index, "error": str(error)})
             continue
         yield Score(
             index=index,

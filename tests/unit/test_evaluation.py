@@ -340,7 +340,7 @@ def test_eval_command_refuses(tmp_path, capsys):
     assert run_eval(masks, "mevis", tmp_path / "absent", "-o", tmp_path / "out") == 2
     (split / "mask_dict.json").unlink()
     assert run_eval(masks, "mevis", split, "-o", tmp_path / "out") == 2
-    assert "not public" in capsys.readouterr().out
+    assert "truth is not public" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 

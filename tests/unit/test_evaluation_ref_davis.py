@@ -104,7 +104,7 @@ def test_per_expression_counts_every_sentence_alike(root, tmp_path, capsys):
     assert summary_of(tmp_path / "labels") == summary
     shutil.rmtree(root / "valid" / "Annotations")
     assert run_eval(masks, "ref_davis", root, "-o", tmp_path / "none", "--protocol", "per_expression") == 2
-    assert "no truth" in capsys.readouterr().out
+    assert "has no masks of split" in capsys.readouterr().out
 
 
 def test_annotation_ids_count_over_ids_sorted_as_text(tmp_path):
