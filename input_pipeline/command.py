@@ -8,16 +8,24 @@ from pathlib import Path
 
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.formats.staging import Staging
-from rvseg_jax.input_pipeline import check
+from rvseg_jax.input_pipeline.checks import NAMES, Report, check_dataset
 from rvseg_jax.input_pipeline.datasets.moving_shapes import (
     MovingShapes,
     MovingShapesConfig,
     list_hash,
     to_mevis,
     to_ref_davis,
+    to_ref_youtube_vos,
+    to_refcoco,
 )
 
-LAYOUTS = ("mevis", "ref_davis")
+# The split that `make` writes if not told, and the folder below the output: None for one of the split's name.
+LAYOUTS = {
+    "mevis": ("valid_u", None),
+    "ref_davis": ("valid", "ref-davis"),
+    "ref_youtube_vos": ("train", "ref-youtube-vos"),
+    "refcoco": ("train", "coco"),
+}
 _SHOWN = 20  # problems printed
 
 
@@ -30,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Write clips of moving_shapes, with exact masks, as a dataset that loaders and `rvseg eval` read.",
     )
     make.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the dataset's folder")
-    make.add_argument("--layout", choices=LAYOUTS, default="mevis", help="layout to write (mevis)")
-    make.add_argument("--split", help="split of the layout: valid_u (mevis) or valid (ref_davis) if not given")
+    make.add_argument("--layout", choices=tuple(LAYOUTS), default="mevis", help="layout to write (mevis)")
+    make.add_argument("--split", help="split of the layout (valid_u, ref_davis: valid, others: train)")
     make.add_argument("--clips", type=int, default=16, metavar="N", help="number of clips (16)")
     make.add_argument(
         "--from", dest="stream", default="held_out", help="clips to take: held_out, valid, train (held_out)"
@@ -43,14 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     checks = actions.add_parser(
         "check",
         help="check that a dataset is complete and consistent",
-        description="Check every file that a dataset's lists name. The exit code is 1 if there is a problem.",
+        description="Check every file that a dataset's lists name, and compare its size with what was published. "
+        "The exit code is 1 if there is a problem. `moving_shapes` prints the hashes of its held-out clips.",
     )
-    checks.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="a split (mevis) or root (ref_davis)")
-    checks.add_argument("--layout", choices=(*LAYOUTS, "moving_shapes"), default="mevis", help="layout (mevis)")
-    checks.add_argument("--split", default="valid", help="split below FOLDER (ref_davis; valid)")
-    checks.add_argument("--frame-root", type=Path, metavar="DIR", help="where the videos' frames lie (mevis)")
+    names = (*NAMES, "moving_shapes")
+    checks.add_argument("dataset", choices=names, metavar="DATASET", help=", ".join(names))
+    checks.add_argument("root", type=Path, nargs="?", metavar="ROOT", help="the dataset's folder")
+    checks.add_argument("--split", help="check this split alone (all that are there)")
+    checks.add_argument("--frame-root", type=Path, metavar="DIR", help="where frames or images lie, if elsewhere")
     checks.add_argument("--decode", action="store_true", help="decode every frame rather than read its header")
-    checks.add_argument("--json", action="store_true", help="print the report as JSON")
+    checks.add_argument("--json", action="store_true", help="print the reports as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,43 +76,50 @@ def _make(args: argparse.Namespace) -> int:
     source = MovingShapes(config)
     if not 1 <= args.clips <= len(source):
         raise InputError(f"--clips {args.clips}: {args.stream} has 1 to {len(source)} clips")
-    if args.layout == "ref_davis" and args.no_masks:
-        raise InputError("--no-masks: Ref-DAVIS has no split without masks; use --layout mevis")
+    if args.layout in ("ref_davis", "refcoco") and args.no_masks:
+        raise InputError(f"--no-masks: {args.layout} has no split without masks; use mevis or ref_youtube_vos")
+    split, folder = LAYOUTS[args.layout]
+    split, clips = args.split or split, range(args.clips)
+    folder = folder or split
     with Staging(args.output) as staging:
+        root = staging.path(folder)
         if args.layout == "mevis":
-            split = args.split or "valid_u"
-            sentences = to_mevis(staging.path(split), source, range(args.clips), with_masks=not args.no_masks)
-            where = args.output / split
+            sentences = to_mevis(root, source, clips, with_masks=not args.no_masks)
+        elif args.layout == "ref_davis":
+            sentences = to_ref_davis(root, source, clips, split=split)
+        elif args.layout == "ref_youtube_vos":
+            sentences = to_ref_youtube_vos(root, source, clips, split=split, with_masks=not args.no_masks)
         else:
-            split, where = args.split or "valid", args.output
-            root = staging.path("ref-davis")
-            sentences = to_ref_davis(root, source, range(args.clips), split=split)
-            where = args.output / "ref-davis"
-    print(f"{args.clips} clips with {sentences} sentences written to {where}")
+            sentences = to_refcoco(root, source, clips, split=split)
+    print(f"{args.clips} clips with {sentences} sentences written to {args.output / folder}")
     return 0
 
 
 def _check(args: argparse.Namespace) -> int:
-    if args.layout == "moving_shapes":
+    if args.dataset == "moving_shapes":
         return _print_hashes(args.json)
-    if args.folder is None:
-        raise InputError("which dataset? give its FOLDER")
-    if args.layout == "mevis":
-        report = check.check_mevis(args.folder, frames=args.frame_root, decode=args.decode)
-    else:
-        report = check.check_ref_davis(args.folder, split=args.split, decode=args.decode)
+    if args.root is None:
+        raise InputError(f"which {args.dataset}? give its ROOT folder")
+    reports = check_dataset(args.dataset, args.root, args.split, frames=args.frame_root, decode=args.decode)
     if args.json:
-        print(json.dumps(asdict(report), indent=1))
+        print(json.dumps({"dataset": args.dataset, "splits": [asdict(report) for report in reports]}, indent=1))
     else:
-        print(
-            f"{report.videos} videos, {report.frames} frames, {report.sentences} sentences, {report.masks} masks: "
-            f"{len(report.problems) or 'no'} problem{'' if len(report.problems) == 1 else 's'}"
-        )
-        for problem in report.problems[:_SHOWN]:
-            print(f"  {problem}", file=sys.stderr)
-        if len(report.problems) > _SHOWN:
-            print(f"  and {len(report.problems) - _SHOWN} more (all with --json)", file=sys.stderr)
-    return 1 if report.problems else 0
+        for report in reports:
+            _print_report(args.dataset, report)
+    return 1 if any(report.problems for report in reports) else 0
+
+
+def _print_report(dataset: str, report: Report) -> None:
+    print(
+        f"{dataset} {report.split}: {report.videos} videos, {report.frames} frames, {report.sentences} sentences, "
+        f"{report.masks} masks: {len(report.problems) or 'no'} problem{'' if len(report.problems) == 1 else 's'}"
+    )
+    for note in report.notes:
+        print(f"  {note}")
+    for problem in report.problems[:_SHOWN]:
+        print(f"  {problem}", file=sys.stderr)
+    if len(report.problems) > _SHOWN:
+        print(f"  and {len(report.problems) - _SHOWN} more (all with --json)", file=sys.stderr)
 
 
 def _print_hashes(as_json: bool) -> int:

@@ -1,6 +1,5 @@
 """RefCOCO, RefCOCO+ and RefCOCOg as sources of clips of one frame, from their files on disk."""
 
-from functools import partial
 from pathlib import Path
 
 from rvseg_jax.formats import refcoco as layout
@@ -61,7 +60,10 @@ class RefCoco:
         return ReferringVideo(name, referral.key, referral.text, FrameFolder(self.images, [name]), tracks)
 
 
-refcoco = RefCoco
-refcoco_plus = partial(RefCoco, dataset="refcoco+")
-refcocog = partial(RefCoco, dataset="refcocog")
-refcocog_google = partial(RefCoco, dataset="refcocog", made_by="google")
+def open_variant(name: str, root: str | Path, split: str, *, clip_frames: int | None = None) -> RefCoco:
+    """A split of one of `formats.refcoco.VARIANTS` by its name.
+
+    Raises: InputError as `RefCoco`.
+    """
+    dataset, made_by = layout.VARIANTS[name]
+    return RefCoco(root, split, clip_frames=clip_frames, dataset=dataset, made_by=made_by)

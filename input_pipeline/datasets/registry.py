@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -14,12 +15,10 @@ _READERS = {
     "mevis": ("mevis", "open_split"),
     "ref_youtube_vos": ("ref_youtube_vos", "RefYouTubeVos"),
     "ref_davis": ("ref_davis", "RefDavis"),
-    "refcoco": ("refcoco", "refcoco"),
-    "refcoco+": ("refcoco", "refcoco_plus"),
-    "refcocog": ("refcoco", "refcocog"),
-    "refcocog_google": ("refcoco", "refcocog_google"),
 }
-NAMES = tuple(_READERS)
+# These are called with their names first.
+_VARIANTS = {name: ("refcoco", "open_variant") for name in ("refcoco", "refcoco+", "refcocog", "refcocog_google")}
+NAMES = (*_READERS, *_VARIANTS)
 
 
 def open_dataset(name: str, root: str | Path, split: str, *, clip_frames: int | None = None) -> Source[ReferringVideo]:
@@ -42,10 +41,10 @@ def reader_of(name: str) -> Opener:
 
     Raises: InputError for an unknown name.
     """
-    if name not in _READERS:
+    if name not in NAMES:
         near = difflib.get_close_matches(name.lower(), NAMES, n=len(NAMES), cutoff=0.5)
         rest = [other for other in NAMES if other not in near]
         raise InputError(f"no dataset is called {name!r}; choose from {', '.join([*near, *rest])}")
-    module, attribute = _READERS[name]
+    module, attribute = (_READERS | _VARIANTS)[name]
     opener: Opener = getattr(import_module(f"rvseg_jax.input_pipeline.datasets.{module}"), attribute)
-    return opener
+    return partial(opener, name) if name in _VARIANTS else opener

@@ -29,6 +29,7 @@ ANNOTATORS = 4
 SCORE_THRESHOLD = 0.5
 BACKGROUND_SCORE = 0.1
 _SETS = {"train": "train", "valid": "val"}
+SPLITS = tuple(_SETS)
 
 
 def read_clips(root: Path, split: str) -> dict[str, Clip]:

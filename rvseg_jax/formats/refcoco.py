@@ -27,6 +27,13 @@ from rvseg_jax.formats import meta_expressions, plain_pickle, polygon, rle
 
 SPLITS = {"unc": ("train", "val", "testA", "testB"), "umd": ("train", "val", "test"), "google": ("train", "val")}
 MADE_BY = {"refcoco": ("unc",), "refcoco+": ("unc",), "refcocog": ("umd", "google")}
+# The names that datasets go by here: a set and who made its splits.
+VARIANTS = {
+    "refcoco": ("refcoco", "unc"),
+    "refcoco+": ("refcoco+", "unc"),
+    "refcocog": ("refcocog", "umd"),
+    "refcocog_google": ("refcocog", "google"),
+}
 IMAGE_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014")
 
 
@@ -133,6 +140,22 @@ def read(root: Path, dataset: str, split: str, made_by: str | None = None) -> li
     if listed.is_file() and made_by == MADE_BY[dataset][0]:
         return read_listed(listed)
     raise InputError(f"{refs} is missing, and so is {listed.name} of FlowRVS's layout; is {root} the right folder?")
+
+
+def splits_on_disk(root: Path, dataset: str, made_by: str) -> list[str]:
+    """The splits of a dataset that hold sentences, in the order of `SPLITS`.
+
+    Raises: InputError where REFER's pickle cannot be read.
+    """
+    refs = root / dataset / f"refs({made_by}).p"
+    if refs.is_file():
+        with _form_of(refs, "REFER's"):
+            own = {ref["split"] for ref in plain_pickle.read(refs)}
+            return [split for split in SPLITS[made_by] if any(in_split(name, split) for name in own)]
+    if made_by != MADE_BY[dataset][0]:
+        return []
+    folder = root / dataset
+    return [split for split in SPLITS[made_by] if (folder / f"instances_{dataset}_{split}.json").is_file()]
 
 
 def read_refer(refs: Path, instances: Path, split: str) -> list[Referral]:

@@ -12,7 +12,6 @@ from rvseg_jax.cli.dispatch import main
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.formats import meta_expressions, mevis, ref_davis
 from rvseg_jax.formats.meta_expressions import Clip, Expression
-from rvseg_jax.input_pipeline.check import check_mevis, check_ref_davis
 from rvseg_jax.input_pipeline.datasets.mevis import Mevis
 from rvseg_jax.input_pipeline.datasets.moving_shapes import (
     MovingShapes,
@@ -262,46 +261,27 @@ def test_sentences_of_the_other_layouts_are_read(tmp_path):
         meta_expressions.write(path, {"v": Clip(("0",), {"0": Expression("a", (1, 2))})}, object_strings=True)
 
 
-def test_a_whole_dataset_passes_the_check(split, ref):
-    report = check_mevis(split, decode=True)
-    assert report.problems == [] and (report.videos, report.frames, report.sentences) == (16, 80, 32)
-    assert report.masks > 100
-    report = check_ref_davis(ref)
-    assert report.problems == [] and report.videos == 4 and report.masks == 20
-
-
-def test_the_check_goes_on_after_a_problem(split, tmp_path):
-    folder = copied(split, tmp_path)
-    (folder / "JPEGImages/train_000011/00003.jpg").unlink()
-    (folder / "JPEGImages/train_000012/00001.jpg").write_bytes(b"no image")
-    tracks = json.loads((folder / "mask_dict.json").read_text())
-    first = json.loads((folder / "meta_expressions.json").read_text())["videos"]["train_000014"]["expressions"]
-    tracks[str(first["1"]["anno_id"][0])][0] = {"size": [2, 2], "counts": "04"}
-    (folder / "mask_dict.json").write_text(json.dumps(tracks))
-    report = check_mevis(folder)
-    assert len(report.problems) == 3 and report.videos == 16
-    for problem, part in zip(report.problems, ("000011/00003.jpg", "000012/00001.jpg", "train_000014/1"), strict=True):
-        assert part in problem
-
-
-def test_the_check_finds_an_object_that_is_not_annotated(ref, tmp_path):
-    root = shutil.copytree(ref, tmp_path / "ref")
-    path = root / "meta_expressions/valid/meta_expressions.json"
-    path.write_text(path.read_text().replace('"obj_id": "1"', '"obj_id": "77"', 1))
-    assert check_ref_davis(root).problems == ["held_out_000000/0 names object 77, which the annotations lack"]
-
-
 def test_the_command_makes_and_checks(tmp_path, capsys):
     folder = tmp_path / "made"
     assert main(["data", "make", "-o", str(folder), "--clips", "2", "--size", "48", "64", "--frames", "5"]) == 0
     assert "2 clips with 4 sentences" in capsys.readouterr().out
-    assert main(["data", "check", str(folder / "valid_u"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["sentences"] == 4
+    assert main(["data", "check", "mevis", str(folder), "--json"]) == 0
+    (report,) = json.loads(capsys.readouterr().out)["splits"]
+    assert (report["split"], report["sentences"]) == ("valid_u", 4)
     (folder / "valid_u/JPEGImages/held_out_000001/00000.jpg").unlink()
-    assert main(["data", "check", str(folder / "valid_u")]) == 1
-    assert "00000.jpg is missing" in capsys.readouterr().err
-    made = ["data", "make", "-o", str(folder), "--clips", "1", "--layout", "ref_davis"]
-    assert main(made) == 0 and main(["data", "check", str(folder / "ref-davis"), "--layout", "ref_davis"]) == 0
+    assert main(["data", "check", "mevis", str(folder / "valid_u")]) == 1
+    captured = capsys.readouterr()
+    assert "00000.jpg is missing" in captured.err and "MeViS v2 has 50 videos and 907 sentences" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("layout", "folder"), [("ref_davis", "ref-davis"), ("ref_youtube_vos", "ref-youtube-vos"), ("refcoco", "coco")]
+)
+def test_the_command_makes_other_layouts(tmp_path, capsys, layout, folder):
+    assert main(["data", "make", "-o", str(tmp_path), "--clips", "1", "--layout", layout]) == 0
+    assert f"written to {tmp_path / folder}" in capsys.readouterr().out
+    assert main(["data", "check", layout, str(tmp_path / folder)]) == 0
+    assert "no problems" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
