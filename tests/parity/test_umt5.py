@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch_models
 from flax import nnx
 
 from rvseg_jax.convert.api import from_torch, to_torch
@@ -33,27 +34,6 @@ def relative(ours, theirs) -> float:
     """max |a - b| / max |b|."""
     theirs = np.asarray(theirs, np.float32)
     return float(np.abs(np.asarray(ours, np.float32) - theirs).max() / np.abs(theirs).max())
-
-
-def reference(torch, cfg: UMT5Config, seed: int = 0):
-    """transformers' encoder with random weights in every tensor, at scales where each branch counts."""
-    from transformers import UMT5Config as TorchConfig
-    from transformers import UMT5EncoderModel
-
-    fields = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name != "precision"}
-    with torch.device("meta"):  # upstream's own initialisation would take a minute at the published width
-        model = UMT5EncoderModel(TorchConfig(**fields))
-    model = model.to_empty(device="cpu").eval()
-    model.tie_weights()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.uniform_(-1.7, 1.7, generator=generator)
-            if "norm" in name:
-                parameter.mul_(0.2).add_(1)
-            elif "shared" not in name and "bias" not in name:
-                parameter.mul_(parameter.shape[1] ** -0.5)
-    return model
 
 
 def ported(model, cfg: UMT5Config, precision=None) -> UMT5Encoder:
@@ -85,7 +65,7 @@ def run_reference(torch, model, ids, mask):
 
 
 def test_values_and_taps(torch):
-    model = reference(torch, TINY)
+    model = torch_models.umt5(torch, TINY)
     ids, mask = sentences(TINY)
     with torch.no_grad():
         wanted = run_reference(torch, model, ids, mask)
@@ -103,7 +83,7 @@ def test_values_and_taps(torch):
 
 
 def test_gradients(torch):
-    model = reference(torch, TINY, seed=1)
+    model = torch_models.umt5(torch, TINY, seed=1)
     ids, mask = sentences(TINY)
     weight = np.random.default_rng(3).standard_normal((*ids.shape, TINY.d_model)).astype(np.float32)
     weight *= mask[..., None]
@@ -136,7 +116,7 @@ def test_position_buckets(torch, buckets, distance):
 
 
 def test_block_by_block(torch):
-    model = reference(torch, TINY)
+    model = torch_models.umt5(torch, TINY)
     encoder = ported(model, TINY)
     ids, mask = sentences(TINY)
     alive: list[weakref.ref] = []
@@ -163,7 +143,7 @@ def test_block_by_block(torch):
 
 def test_bfloat16_is_as_close_as_torch(torch):
     cfg = dataclasses.replace(TINY, d_model=64, num_layers=3)
-    model = reference(torch, cfg)
+    model = torch_models.umt5(torch, cfg)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16().float())
@@ -183,7 +163,7 @@ def test_bfloat16_is_as_close_as_torch(torch):
 def test_published_width(torch):
     # All of XXL but its depth and its vocabulary.
     cfg = dataclasses.replace(UMT5Config.xxl(), num_layers=2, vocab_size=256)
-    model = reference(torch, cfg)
+    model = torch_models.umt5(torch, cfg)
     ids, mask = sentences(cfg, tokens=16)
     with torch.no_grad():
         wanted = run_reference(torch, model, ids, mask).last_hidden_state.numpy()

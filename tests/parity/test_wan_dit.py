@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch_models
 from flax import nnx
 from safetensors.numpy import load_file
 
@@ -31,26 +32,6 @@ def relative(ours, theirs) -> float:
 
 def channels_first(array) -> np.ndarray:
     return np.moveaxis(np.asarray(array), -1, 1)
-
-
-def reference(torch, cfg: WanTransformerConfig, seed: int = 0):
-    """diffusers' model with random weights in every tensor, so that no gate or norm is neutral."""
-    from diffusers import WanTransformer3DModel
-
-    fields = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name != "precision"}
-    model = WanTransformer3DModel(**fields).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if name.endswith("scale_shift_table"):
-                noise = 0.3 * noise
-            elif parameter.ndim > 1:
-                noise = noise / parameter[0].numel() ** 0.5
-            else:
-                noise = 0.2 * noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
-            parameter.copy_(noise)
-    return model
 
 
 def ported(model, cfg: WanTransformerConfig, precision=None) -> WanTransformer:
@@ -99,7 +80,7 @@ def run_reference(torch, model, latents, timestep, text):
 @pytest.mark.parametrize("frames", [1, 3])
 def test_values_and_taps(torch, head_dim, frames):
     cfg = dataclasses.replace(TINY, attention_head_dim=head_dim)
-    model = reference(torch, cfg)
+    model = torch_models.wan_dit(torch, cfg)
     batch = inputs(cfg, frames)
     with torch.no_grad():
         velocity, taps = run_reference(torch, model, *batch)
@@ -115,7 +96,7 @@ def test_direct_video_injection_and_gradients(torch, patch_size, cross_attn_norm
     cfg = dataclasses.replace(TINY, patch_size=patch_size, cross_attn_norm=cross_attn_norm)
     cfg = cfg.with_direct_video_injection()
     assert cfg.in_channels == 2 * cfg.out_channels
-    model = reference(torch, cfg, seed=1)
+    model = torch_models.wan_dit(torch, cfg, seed=1)
     latents, timestep, text = inputs(cfg, frames=4)
     weight = np.random.default_rng(5).standard_normal((*latents.shape[:-1], cfg.out_channels)).astype(np.float32)
 
@@ -162,7 +143,7 @@ def test_golden(golden, case):
 
 
 def test_ways_of_running_agree(torch):
-    model = ported(reference(torch, TINY), TINY)
+    model = ported(torch_models.wan_dit(torch, TINY), TINY)
     latents, timestep, text = inputs(TINY, frames=2)
     graphdef, state = nnx.split(model)
 
@@ -180,7 +161,7 @@ def test_ways_of_running_agree(torch):
 
 
 def test_folded_time_step(torch):
-    model = ported(reference(torch, TINY), TINY)
+    model = ported(torch_models.wan_dit(torch, TINY), TINY)
     latents, _, text = inputs(TINY, frames=2)
     wanted = jitted(model)(latents, jnp.full(2, 1000.0), text)
     modulation = model.fold(jnp.array([1000]))
@@ -190,7 +171,7 @@ def test_folded_time_step(torch):
 
 
 def test_padding_rows_collapse_into_one(torch):
-    model = ported(reference(torch, TINY), TINY)
+    model = ported(torch_models.wan_dit(torch, TINY), TINY)
     latents, timestep, text = inputs(TINY, frames=2)
     total = 40
     padded = np.concatenate([text, np.zeros((2, total - TEXT_ROWS, TINY.text_dim), np.float32)], axis=1)
@@ -206,7 +187,7 @@ def test_padding_rows_collapse_into_one(torch):
 
 def test_bfloat16_is_as_close_as_torch(torch):
     cfg = dataclasses.replace(TINY, num_attention_heads=4, num_layers=3)
-    model = reference(torch, cfg)
+    model = torch_models.wan_dit(torch, cfg)
     # The released weights are bfloat16: with exact weights only the arithmetic is compared.
     with torch.no_grad():
         for parameter in model.parameters():
@@ -237,7 +218,7 @@ def test_bfloat16_is_as_close_as_torch(torch):
 @pytest.mark.slow
 def test_published_width(torch):
     cfg = dataclasses.replace(WanTransformerConfig.t2v_1_3b(), num_layers=2)
-    model = reference(torch, cfg)
+    model = torch_models.wan_dit(torch, cfg)
     batch = inputs(cfg, frames=2, batch=1)
     with torch.no_grad():
         velocity, taps = run_reference(torch, model, *batch)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch_models
 from flax import nnx
 from safetensors.numpy import load_file
 
@@ -36,40 +37,6 @@ def channels_first(torch, array):
     return torch.tensor(np.ascontiguousarray(np.moveaxis(array, -1, 1)))
 
 
-def randomise(torch, model, seed: int = 0) -> None:
-    """Weights at a scale where every branch matters; gains and biases are no longer one and zero."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            noise = torch.randn(value.shape, generator=generator)
-            if name.endswith("weight"):
-                value.copy_(noise / value[0].numel() ** 0.5)
-            else:
-                value.copy_(1 + 0.1 * noise if name.endswith("gamma") else 0.2 * noise)
-
-
-def torch_model(torch, cfg: WanVAEConfig):
-    diffusers = pytest.importorskip("diffusers")
-    model = diffusers.AutoencoderKLWan(
-        base_dim=cfg.base_dim,
-        z_dim=cfg.z_dim,
-        dim_mult=list(cfg.dim_mult),
-        num_res_blocks=cfg.num_res_blocks,
-        temperal_downsample=list(cfg.temporal_downsample),
-        out_channels=cfg.out_channels,
-        latents_mean=list(cfg.latents_mean),
-        latents_std=list(cfg.latents_std),
-    )
-    randomise(torch, model)
-    with torch.no_grad():
-        model.decoder.conv_out.weight.mul_(4)  # so that the clamp at -1 and 1 matters
-    return model.eval()
-
-
-def tensors(model) -> dict[str, np.ndarray]:
-    return {key: value.detach().float().numpy() for key, value in model.state_dict().items()}
-
-
 def unclamped_decode(torch, model, latents):
     """diffusers' decode without its last line, the clamp."""
     model.clear_cache()
@@ -85,8 +52,8 @@ def unclamped_decode(torch, model, latents):
 def tiny(torch) -> SimpleNamespace:
     """The same random weights in torch and in JAX, and jitted methods."""
     cfg = WanVAEConfig.tiny()
-    model = torch_model(torch, cfg)
-    vae = from_torch("wan_vae", tensors(model), cfg)
+    model = torch_models.wan_vae(torch, cfg)
+    vae = from_torch("wan_vae", torch_models.tensors(model), cfg)
     graphdef, state = nnx.split(vae)
     return SimpleNamespace(
         cfg=cfg,
@@ -279,8 +246,8 @@ def test_golden(golden, case):
 def test_bfloat16_is_no_worse_than_torch(torch, tiny):
     """Mean error against float32; torch rounds the same places except inside the norms."""
     video, latents = inputs(5, tiny.cfg)
-    half = torch_model(torch, tiny.cfg).to(torch.bfloat16)
-    ours = from_torch("wan_vae", tensors(tiny.torch), tiny.cfg, precision=BFLOAT16)
+    half = torch_models.wan_vae(torch, tiny.cfg).to(torch.bfloat16)
+    ours = from_torch("wan_vae", torch_models.tensors(tiny.torch), tiny.cfg, precision=BFLOAT16)
     with torch.no_grad():
         expected = half.encode(channels_first(torch, video).bfloat16()).latent_dist.mean.float()
         decoded = unclamped_decode(torch, half, channels_first(torch, latents).bfloat16()).float()
@@ -344,8 +311,8 @@ def test_configs():
 @pytest.mark.slow
 def test_real_widths(torch):
     cfg = WanVAEConfig.flowrvs()
-    model = torch_model(torch, cfg)
-    vae = from_torch("wan_vae", tensors(model), cfg)
+    model = torch_models.wan_vae(torch, cfg)
+    vae = from_torch("wan_vae", torch_models.tensors(model), cfg)
     rng = np.random.default_rng(0)
     video = rng.uniform(-1, 1, (1, 5, 16, 24, 3)).astype(np.float32)
     latents = rng.standard_normal((1, 2, 2, 3, 16)).astype(np.float32)
