@@ -76,7 +76,7 @@ def training_samples(config: DatasetsConfig, source: Any) -> Any:
 
 def captions(config: DatasetsConfig, source: Any) -> Iterator[str]:
     """Every sentence that `training_samples` may give, mirrored ones too."""
-    from rvseg_jax.input_pipeline.transforms import normalised_caption, swap_left_right
+    from rvseg_jax.input_pipeline.captions import normalised_caption, swap_left_right
 
     for index in range(len(source)):
         caption = normalised_caption(source[index].text)
