@@ -74,7 +74,8 @@ def evaluate(
             if progress is not None:
                 progress(done + 1, len(mine))
         run.finish(unscored)
-        options.barrier()
+        if options.together:
+            run.wait(len(videos))
         lines, left = run.merged()
         lines = [line for line in lines if line["index"] < len(videos)]
         failed = [entry for entry in left if entry["index"] < len(videos)]

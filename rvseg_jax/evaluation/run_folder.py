@@ -12,6 +12,7 @@ A line holds at least "index", the place of its result in the source. Equal indi
 import json
 import math
 import re
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from rvseg_jax.evaluation.parts import WHOLE, Part
 
 SAMPLES_FILE = "samples.jsonl"
 SUMMARY_FILE = "summary.json"
+PATIENCE = 600.0  # seconds that parts of one JAX run may start apart
 _RUN_FILE = "run.json"
 _PART = r"(?:-\d+-of-(\d+))?"
 _SAMPLES = re.compile(rf"samples{_PART}\.jsonl")
@@ -47,12 +49,13 @@ class RunFolder:
           InputError: if the folder holds another run, or this one and `resume` is false, or cannot be written to.
         """
         self.folder = folder
+        self._part = part
         self._own = folder / f"samples{part.suffix}.jsonl"
         self._own_unscored = folder / f"unscored{part.suffix}.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._join(json.dumps(settings, indent=1, sort_keys=True) + "\n", part, resume)
-            self._own_unscored.unlink(missing_ok=True)
+            self._forget(part)
             lines = _whole_lines(self._own) if self._own.exists() else []
             write_atomically(self._own, "".join(lines))  # without the rest of a line that was cut off
             self.lines = self._all_lines()
@@ -80,6 +83,32 @@ class RunFolder:
         self._file.close()
         if unscored:
             write_atomically(self._own_unscored, json.dumps(list(unscored), indent=1) + "\n")
+
+    def wait(self, expected: int) -> None:
+        """Return when every expected result is accounted for by parts that run beside this one.
+
+        There is no barrier of devices here: those give up after seconds, and parts end minutes apart. A process that
+        dies takes the others of its JAX run along.
+
+        Raises:
+          InputError: if a part has not opened this folder after ten minutes.
+        """
+        pause, waited = 0.1, 0.0
+        while True:
+            if sum(entry["index"] < expected for entries in self.merged() for entry in entries) == expected:
+                return
+            parts = range(self._part.count)
+            absent = [k for k in parts if not (self.folder / f"samples{Part(k, len(parts)).suffix}.jsonl").exists()]
+            if absent and waited > PATIENCE:
+                raise InputError(f"{self.folder} is not shared with process {absent[0]}: give all processes one folder")
+            time.sleep(pause)
+            waited += pause
+            pause = min(2 * pause, 10.0)
+
+    def wait_for_summary(self) -> None:
+        """Return when another part, which runs beside this one, has written the summary."""
+        while not (self.folder / SUMMARY_FILE).exists():
+            time.sleep(1.0)
 
     def merged(self) -> tuple[list[Line], list[Line]]:
         """Results of all parts so far, and what parts have left without one; both in the order of the source."""
@@ -111,6 +140,15 @@ class RunFolder:
             )
         if run.read_text(encoding="utf-8") != settings:
             raise InputError(f"{self.folder} holds an evaluation with other settings ({run}): choose another folder")
+
+    def _forget(self, part: Part) -> None:
+        """Remove what this run will write anew: a summary, and failures that will be tried again."""
+        if part.index == 0:
+            (self.folder / SUMMARY_FILE).unlink(missing_ok=True)
+        for path in self._files(_UNSCORED):
+            match = _UNSCORED.fullmatch(path.name)
+            if path == self._own_unscored or int((match and match[1]) or 1) != part.count:
+                path.unlink(missing_ok=True)
 
     def _files(self, pattern: re.Pattern[str]) -> list[Path]:
         return sorted(path for path in self.folder.iterdir() if pattern.fullmatch(path.name))

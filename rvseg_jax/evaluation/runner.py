@@ -28,8 +28,7 @@ class EvaluationOptions:
       resume: keep what an earlier run with the same settings has scored, whatever parts it was divided into.
       limit: score the first samples only.
       part: the share of the videos that this process scores.
-      together: whether all parts run beside each other and end together.
-      barrier: returns when all of them have come to it.
+      together: whether all parts run beside each other, and each waits for the others' results.
     """
 
     batch: int = 4
@@ -38,7 +37,6 @@ class EvaluationOptions:
     limit: int | None = None
     part: Part = WHOLE
     together: bool = False
-    barrier: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         if self.batch < 1 or (self.limit is not None and self.limit < 1):
@@ -121,7 +119,8 @@ def evaluate(
             if progress is not None:
                 progress(done + len(unscored), len(mine))
         run.finish(unscored)
-        options.barrier()
+        if options.together:
+            run.wait(expected)
         left = [entry for entry in run.merged()[1] if entry["index"] < expected]
         scores = [score for score in _scores(run) if score.index < expected]
         failed = [entry for entry in left if "error" in entry]

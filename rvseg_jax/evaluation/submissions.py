@@ -61,13 +61,14 @@ def evaluate(
             masks.mkdir(parents=True, exist_ok=True)
             unscored = _predict(source, predict, masks, run, mine, options, progress)
         run.finish(unscored)
-        options.barrier()
+        if options.together:
+            run.wait(len(source))
         lines, failed = run.merged()
         waiting = len(source) - len(lines) - len(failed)
         if waiting:
             return Evaluation(len(source), lines, failed, waiting=waiting)
-        if options.part.index and options.together:
-            options.barrier()  # while the first process checks and packs
+        if options.part.index and options.together:  # the first process checks and packs
+            run.wait_for_summary()
             return Evaluation(len(source), lines, failed)
         problems = list(submission.problems(masks, source.clips, source.size))
         packed = None if problems or failed else submission.pack(masks, archive, source.clips, top=_TOPS[dataset])
@@ -83,7 +84,6 @@ def evaluate(
                 "problems": problems,
             }
         )
-        options.barrier()
     return Evaluation(len(source), lines, failed, summary, problems=problems)
 
 

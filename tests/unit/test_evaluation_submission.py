@@ -3,6 +3,7 @@
 import json
 import zipfile
 from argparse import ArgumentParser
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ import pytest
 from PIL import Image
 
 from rvseg_jax.core.errors import InputError, UserError
-from rvseg_jax.evaluation import command, datasets
+from rvseg_jax.evaluation import command, datasets, submissions
+from rvseg_jax.evaluation.parts import Part
+from rvseg_jax.evaluation.predictors import from_function
+from rvseg_jax.evaluation.runner import EvaluationOptions
 from rvseg_jax.formats import meta_expressions, mevis, submission
 from rvseg_jax.formats.meta_expressions import Clip, Expression
 from rvseg_jax.systems import base
@@ -234,3 +238,22 @@ def test_parts_make_the_same_archive(root, tmp_path, system, capsys):
     assert run_eval(*arguments, two, "--shard", "2/2") == 0
     for name in ("submission.zip", "summary.json", "samples.jsonl"):
         assert (two / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_parts_that_run_together_pack_once(root, tmp_path):
+    source = datasets.mevis_split(root, split="valid", frames=None)
+
+    def part(index: int):
+        return submissions.evaluate(
+            "mevis",
+            source if index else datasets.mevis_split(root, split="valid", frames=None),
+            from_function(lambda frames, texts: np.zeros((len(texts), *frames.shape[:3]))),
+            tmp_path / "out",
+            settings={"protocol": "test"},
+            options=EvaluationOptions(part=Part(index, 2), together=True, missing="abort"),
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        found = [future.result(60) for future in [pool.submit(part, index) for index in range(2)]]
+    assert [bool(each.summary) for each in found] == [True, False] and all(each.complete for each in found)
+    assert len(zipfile.ZipFile(tmp_path / "out" / "submission.zip").namelist()) == 8
