@@ -1,4 +1,4 @@
-"""`rvseg data`: write clips of moving_shapes in the layout of a benchmark, or check a dataset on disk."""
+"""`rvseg data`: write clips of moving_shapes in the layout of a benchmark, check a dataset, or write it as records."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.formats.staging import Staging
+from rvseg_jax.input_pipeline import video_rows
 from rvseg_jax.input_pipeline.checks import NAMES, Report, check_dataset
 from rvseg_jax.input_pipeline.datasets.moving_shapes import (
     MovingShapes,
@@ -18,6 +19,8 @@ from rvseg_jax.input_pipeline.datasets.moving_shapes import (
     to_ref_youtube_vos,
     to_refcoco,
 )
+from rvseg_jax.input_pipeline.datasets.registry import NAMES as REGISTERED
+from rvseg_jax.input_pipeline.datasets.registry import open_dataset
 
 # The split that `make` writes if not told, and the folder below the output: None for one of the split's name.
 LAYOUTS = {
@@ -61,11 +64,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     checks.add_argument("--frame-root", type=Path, metavar="DIR", help="where frames or images lie, if elsewhere")
     checks.add_argument("--decode", action="store_true", help="decode every frame rather than read its header")
     checks.add_argument("--json", action="store_true", help="print the reports as JSON")
+    records = actions.add_parser(
+        "records",
+        help="write a dataset as one file for random access",
+        description="Write a split as an ArrayRecord file, one row a video, with frames as they are on disk. It is "
+        "read back as dataset `records`.",
+    )
+    records.add_argument("dataset", choices=REGISTERED, metavar="DATASET", help=", ".join(REGISTERED))
+    records.add_argument("root", type=Path, metavar="ROOT", help="the dataset's folder")
+    records.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="such as train.array_record")
+    records.add_argument("--split", default="train", help="the split (train)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `rvseg data` and return its exit code."""
-    return _make(args) if args.action == "make" else _check(args)
+    return {"make": _make, "check": _check, "records": _records}[args.action](args)
 
 
 def _make(args: argparse.Namespace) -> int:
@@ -107,6 +120,16 @@ def _check(args: argparse.Namespace) -> int:
         for report in reports:
             _print_report(args.dataset, report)
     return 1 if any(report.problems for report in reports) else 0
+
+
+def _records(args: argparse.Namespace) -> int:
+    source = open_dataset(args.dataset, args.root, args.split)
+    try:
+        videos, sentences = video_rows.write(args.output, source)
+    except OSError as error:
+        raise InputError(f"cannot write {args.output} ({error.strerror or error}); nothing was kept") from error
+    print(f"{videos} videos with {sentences} sentences written to {args.output}")
+    return 0
 
 
 def _print_report(dataset: str, report: Report) -> None:

@@ -47,6 +47,39 @@ class ReferringSample:
     valid: np.ndarray | None = field(default=None, kw_only=True)
 
 
+class Frames(Protocol):
+    """The frames of one video; a frame is decoded when it is read."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the frames, without suffix, in order."""
+
+    def __len__(self) -> int: ...
+
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the frames in pixels, from the header of the first."""
+
+    def encoded(self, index: int) -> bytes:
+        """The image file of a frame."""
+
+    def read(self, indices: Iterable[int] | None = None) -> np.ndarray:
+        """Decodes the frames at `indices`, repeats allowed, or all: uint8 [T, H, W, 3], RGB."""
+
+
+def stacked_frames(frames: Iterable[tuple[str, np.ndarray]]) -> np.ndarray:
+    """Frames, each with what to call it, as one array.
+
+    Shapes: frames [H, W, 3] each; result [T, H, W, 3].
+    Raises: InputError for frames of different sizes, naming the first that differs.
+    """
+    stack: list[np.ndarray] = []
+    for where, frame in frames:
+        if stack and frame.shape != stack[0].shape:
+            raise InputError(f"{where} has size {frame.shape[:2]}, the frames before it {stack[0].shape[:2]}")
+        stack.append(frame)
+    return np.stack(stack)
+
+
 class FrameFolder:
     """The frames of one video as image files; a file is decoded when its frame is read.
 
@@ -88,6 +121,16 @@ class FrameFolder:
         """(H, W) of the frames in pixels, from the header of the first."""
         return image_size(self.paths[0])
 
+    def encoded(self, index: int) -> bytes:
+        """The file of a frame.
+
+        Raises: InputError where it cannot be read.
+        """
+        try:
+            return self.paths[index].read_bytes()
+        except OSError as error:
+            raise InputError(f"{self.paths[index]} cannot be read ({error.strerror})") from None
+
     def read(self, indices: Iterable[int] | None = None) -> np.ndarray:
         """Decodes frames.
 
@@ -99,15 +142,8 @@ class FrameFolder:
 
         Raises: InputError for a file that cannot be decoded, or frames of different sizes, naming the file.
         """
-        frames: list[np.ndarray] = []
-        for index in range(len(self)) if indices is None else indices:
-            frame = read_image(self.paths[index])
-            if frames and frame.shape != frames[0].shape:
-                raise InputError(
-                    f"{self.paths[index]} has size {frame.shape[:2]}, the frames before it {frames[0].shape[:2]}"
-                )
-            frames.append(frame)
-        return np.stack(frames)
+        places = range(len(self)) if indices is None else indices
+        return stacked_frames((str(self.paths[place]), read_image(self.paths[place])) for place in places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +162,7 @@ class ReferringVideo:
     video: str
     expression: str
     text: str
-    frames: FrameFolder
+    frames: Frames
     tracks: Sequence[Track] | None
     anchor: int = 0
 

@@ -5,10 +5,13 @@ from pathlib import Path
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.formats import meta_expressions, ref_davis, ref_youtube_vos, refcoco
 from rvseg_jax.input_pipeline.checks.images import check_refcoco
+from rvseg_jax.input_pipeline.checks.recorded import check_recorded
 from rvseg_jax.input_pipeline.checks.report import Progress, Releases, Report, compare, no_progress
 from rvseg_jax.input_pipeline.checks.videos import check_labelled, check_mevis
+from rvseg_jax.input_pipeline.datasets.recorded import SUFFIX
 
-NAMES = ("mevis", "ref_youtube_vos", "ref_davis", *refcoco.VARIANTS)
+_RECORDED = ("records", "tfds")
+NAMES = ("mevis", "ref_youtube_vos", "ref_davis", *refcoco.VARIANTS, *_RECORDED)
 _MEVIS_SPLITS = ("train", "valid_u", "valid")
 
 # MeViS: its README and https://henghuiding.com/MeViS. Ref-YouTube-VOS: the paper (train) and its server (valid).
@@ -52,7 +55,7 @@ def check_dataset(
     """
     if name not in NAMES:
         raise InputError(f"no check for a dataset called {name!r}; choose from {', '.join(NAMES)}")
-    if frames is not None and name in ("ref_youtube_vos", "ref_davis"):
+    if frames is not None and name != "mevis" and name not in refcoco.VARIANTS:
         raise InputError(f"{name} has its frames below its folder; leave out the frames' own")
     splits = [split] if split is not None else splits_of(name, root)
     reports = []
@@ -64,7 +67,7 @@ def check_dataset(
                 raise
             report = Report(each, problems=[str(error)])
         else:
-            compare(report, name, PUBLISHED[name])
+            compare(report, name, PUBLISHED.get(name, {}))
         reports.append(report)
     return reports
 
@@ -74,7 +77,12 @@ def splits_of(name: str, root: Path) -> list[str]:
 
     Raises: InputError where there are none.
     """
-    if name == "mevis":
+    if name == "records":
+        found = [""] if root.is_file() else sorted(path.stem for path in root.glob(f"*{SUFFIX}"))
+        wanted = f"a file SPLIT{SUFFIX}"
+    elif name == "tfds":
+        raise InputError("a dataset of TFDS does not list its splits here; give one with --split")
+    elif name == "mevis":
         if (root / meta_expressions.FILE_NAME).is_file():
             return [""]
         found = sorted(path.parent.name for path in root.glob(f"*/{meta_expressions.FILE_NAME}"))
@@ -98,6 +106,8 @@ def _check(name: str, root: Path, split: str, frames: Path | None, decode: bool,
         own = (root / meta_expressions.FILE_NAME).is_file()
         folder = root if own else root / split
         return check_mevis(folder, split or folder.name, frames=frames, decode=decode, progress=progress)
+    if name in _RECORDED:
+        return check_recorded(name, root, split, decode=decode, progress=progress)
     if name in refcoco.VARIANTS:
         dataset, made_by = refcoco.VARIANTS[name]
         return check_refcoco(dataset, root, split, made_by=made_by, images=frames, decode=decode, progress=progress)

@@ -1,11 +1,14 @@
 """What a check finds, and what the checks of all datasets share."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 from rvseg_jax.core.errors import InputError
+from rvseg_jax.formats import rle
 from rvseg_jax.formats.frames import image_size
+from rvseg_jax.formats.mevis import Track
 from rvseg_jax.input_pipeline.sources import FrameFolder
 
 Progress = Callable[[str], None]
@@ -81,3 +84,20 @@ def compare(report: Report, name: str, releases: Releases) -> None:
 
 def _counts(videos: int, sentences: int | None) -> str:
     return f"{videos} videos" + ("" if sentences is None else f" and {sentences} sentences")
+
+
+def check_track(report: Report, track: Track, size: tuple[int, int], where: str) -> None:
+    """Checks that every mask of a track is well formed and of the size (H, W) of the frames.
+
+    Raises: InputError for a mask that is malformed.
+    """
+    for place, code in enumerate(track):
+        report.masks += 1
+        if code is not None and _size_of(code) != size:
+            report.problems.append(f"{where}: mask {place} has size {_size_of(code)}, the frames {size}")
+
+
+def _size_of(code: Mapping[str, object]) -> tuple[int, int]:
+    rle.counts_of(code)  # raises where size and runs are malformed or do not agree
+    height, width = cast(Sequence[int], code["size"])
+    return height, width

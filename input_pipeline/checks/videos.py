@@ -1,15 +1,13 @@
 """Checks MeViS, Ref-YouTube-VOS and Ref-DAVIS17."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
-from rvseg_jax.formats import davis, meta_expressions, mevis, ref_davis, ref_youtube_vos, rle
+from rvseg_jax.formats import davis, meta_expressions, mevis, ref_davis, ref_youtube_vos
 from rvseg_jax.formats.meta_expressions import Clip
-from rvseg_jax.formats.mevis import Track
-from rvseg_jax.input_pipeline.checks.report import Progress, Report, check_frames, no_progress
+from rvseg_jax.input_pipeline.checks.report import Progress, Report, check_frames, check_track, no_progress
 from rvseg_jax.input_pipeline.sources import FrameFolder
 
 
@@ -47,7 +45,7 @@ def check_mevis(
                 with report.noting():
                     where = f"{video}/{key}"
                     for track in mevis.tracks_of(expression, tracks, len(clip.frames), where):
-                        _check_track(report, track, size, where)
+                        check_track(report, track, size, where)
                     without += not expression.annotations
     if tracks is None:
         report.notes.append("masks are withheld")
@@ -114,16 +112,3 @@ def _without_object(video: str, clip: Clip, known: set[int], lack: str) -> Seque
         for number in expression.objects or ()
         if number not in known
     ]
-
-
-def _check_track(report: Report, track: Track, size: tuple[int, int], where: str) -> None:
-    for place, code in enumerate(track):
-        report.masks += 1
-        if code is not None and _size_of(code) != size:
-            report.problems.append(f"{where}: mask {place} has size {_size_of(code)}, the frames {size}")
-
-
-def _size_of(code: Mapping[str, object]) -> tuple[int, int]:
-    rle.counts_of(code)  # raises where size and runs are malformed or do not agree
-    height, width = cast(Sequence[int], code["size"])
-    return height, width

@@ -15,6 +15,8 @@ _READERS = {
     "mevis": ("mevis", "open_split"),
     "ref_youtube_vos": ("ref_youtube_vos", "RefYouTubeVos"),
     "ref_davis": ("ref_davis", "RefDavis"),
+    "records": ("recorded", "open_records"),
+    "tfds": ("recorded", "open_tfds"),
 }
 # These are called with their names first.
 _VARIANTS = {name: ("refcoco", "open_variant") for name in ("refcoco", "refcoco+", "refcocog", "refcocog_google")}
@@ -26,7 +28,8 @@ def open_dataset(name: str, root: str | Path, split: str, *, clip_frames: int | 
 
     Args:
       name: one of `NAMES`.
-      root: the dataset's folder.
+      root: the dataset's folder; of "records", a file of `rvseg data records` or a folder with one a split; of "tfds",
+        the folder of a prepared dataset.
       split: as the dataset calls it, such as "train".
       clip_frames: for training, one item for every `clip_frames`-th frame of a video rather than one for the
         whole video, with that frame as its anchor.

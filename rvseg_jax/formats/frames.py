@@ -1,5 +1,6 @@
 """Folders of numbered frame images: listing in frame order, reading, writing."""
 
+import io
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -43,8 +44,7 @@ def read_image(path: Path) -> np.ndarray:
     Shapes: result [H, W, 3], uint8.
     Raises: InputError where the file cannot be read as an image.
     """
-    with _opened(path) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    return _pixels(path, str(path))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -52,7 +52,26 @@ def image_size(path: Path) -> tuple[int, int]:
 
     Raises: InputError where the file cannot be read as an image.
     """
-    with _opened(path) as image:
+    return _upright_size(path, str(path))
+
+
+def decode_image(data: bytes, where: str) -> np.ndarray:
+    """As `read_image`, from the bytes of a file; `where` is what to call it in messages."""
+    return _pixels(io.BytesIO(data), where)
+
+
+def encoded_size(data: bytes, where: str) -> tuple[int, int]:
+    """As `image_size`, from the bytes of a file; `where` is what to call it in messages."""
+    return _upright_size(io.BytesIO(data), where)
+
+
+def _pixels(file: Path | io.BytesIO, where: str) -> np.ndarray:
+    with _opened(file, where) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def _upright_size(file: Path | io.BytesIO, where: str) -> tuple[int, int]:
+    with _opened(file, where) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (image.width, image.height) if turned else (image.height, image.width)
 
@@ -77,10 +96,10 @@ def _natural_key(text: str) -> list[tuple[int, int, str]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(file: Path | io.BytesIO, where: str) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             yield image
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise InputError(f"{path} cannot be read as an image ({reason}); replace or remove it") from None
+        raise InputError(f"{where} cannot be read as an image ({reason}); replace or remove it") from None
