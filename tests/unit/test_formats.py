@@ -1,6 +1,7 @@
 """Mask files and overlay videos: what is written reads back, and results appear whole or not at all."""
 
 import json
+import pickle
 from fractions import Fraction
 
 import av
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from rvseg_jax.core.errors import InputError
-from rvseg_jax.formats import davis, mask_png, npz, rle, rle_json
+from rvseg_jax.formats import davis, frames, mask_png, npz, plain_pickle, rle, rle_json
 from rvseg_jax.formats.mp4 import Mp4Writer, write_video
 from rvseg_jax.formats.overlay import COLOURS, OverlayWriter, outline, paint
 from rvseg_jax.formats.staging import Staging, check_writable
@@ -251,3 +252,57 @@ def test_full_disk_is_one_line(tmp_path):
         staging.path("a")
         raise OSError(28, "No space left on device")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_pickles_are_read(tmp_path, protocol):
+    path = tmp_path / "x.p"
+    value = [{"a": 1, 2: [3.5, None, True, "é", b"\x00\xff"]}, (1, {2}, 1 << 70)]
+    path.write_bytes(pickle.dumps(value, protocol=protocol))
+    if protocol < 4:  # sets are built by a call there
+        with pytest.raises(InputError, match="it refers to .*set"):
+            plain_pickle.read(path)
+        value[1] = (1, [2], 1 << 70)
+        path.write_bytes(pickle.dumps(value, protocol=protocol))
+    assert plain_pickle.read(path) == value
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"cos\nsystem\n(S'echo executed'\ntR.", "refers to (os|posix|nt).system"),
+        (b"c_codecs\nencode\n(S'a'\nS'rot13'\ntR.", "it encodes str as 'rot13'"),
+        (b"\x80\x04\x95", "no pickle of plain values"),
+        (b"", "no pickle of plain values"),
+        (b"S'\xe9'\n.", "no pickle of plain values"),
+        (b"Pother\n.", "no pickle of plain values"),
+    ],
+)
+def test_other_pickles_are_refused(tmp_path, content, message):
+    path = tmp_path / "x.p"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        plain_pickle.read(path)
+    with pytest.raises(InputError, match="y.p is missing"):
+        plain_pickle.read(tmp_path / "y.p")
+
+
+def test_large_pickles_are_refused_unread(tmp_path, monkeypatch):
+    path = tmp_path / "x.p"
+    path.write_bytes(pickle.dumps(list(range(100))))
+    monkeypatch.setattr(plain_pickle, "SIZE_LIMIT", 100)
+    with pytest.raises(InputError, match="above 100 bytes are refused"):
+        plain_pickle.read(path)
+
+
+def test_images_are_read_from_bytes_as_from_files(tmp_path):
+    path = tmp_path / "x.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # on its side
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    Image.fromarray(pixels).save(path, exif=exif)
+    data = path.read_bytes()
+    assert (frames.decode_image(data, "x") == frames.read_image(path)).all()
+    assert frames.encoded_size(data, "x") == frames.image_size(path) == (9, 6)
+    with pytest.raises(InputError, match="frame 3 cannot be read as an image"):
+        frames.decode_image(data[:20], "frame 3")
