@@ -79,20 +79,36 @@ def test_a_split_without_truth(tmp_path):
         video.masks()
 
 
-def test_null_masks_and_version_two(split, tmp_path):
+def test_a_null_mask_is_empty(split, tmp_path):
     folder = copied(split, tmp_path)
     meta = json.loads((folder / "meta_expressions.json").read_text())
     name = "train_000011"
-    # Version 2: a sentence without target, and keys that version 1 does not have.
-    meta["videos"][name]["expressions"]["9"] = {"exp": "nothing here", "obj_id": [], "anno_id": [], "audio": "x.wav"}
-    (folder / "meta_expressions.json").write_text(json.dumps(meta))
     tracks = json.loads((folder / "mask_dict.json").read_text())
     first = meta["videos"][name]["expressions"]["0"]["anno_id"][0]
     tracks[str(first)][2] = None
     (folder / "mask_dict.json").write_text(json.dumps(tracks))
     items = {item.name: item for item in Mevis(folder)}
     assert not items[f"{name}/0"].masks([2]).any() and items[f"{name}/0"].masks([1]).any()
-    assert items[f"{name}/9"].text == "nothing here" and not items[f"{name}/9"].masks().any()
+
+
+def test_version_two_is_version_one_and_more_sentences(split, tmp_path):
+    folder = copied(split, tmp_path)
+    meta = json.loads((folder / "meta_expressions.json").read_text())
+    name = "train_000011"
+    expressions = meta["videos"][name]["expressions"]
+    # Sentences without target, in both spellings, one of several objects, and keys that version 1 does not have.
+    both = sorted({*expressions["0"]["anno_id"], *expressions["1"]["anno_id"]})
+    expressions["9"] = {"exp": "nothing here", "obj_id": [], "anno_id": [], "audio": "x.wav"}
+    expressions["10"] = {"exp": "nothing either", "obj_id": []}
+    expressions["11"] = {"exp": "all", "obj_id": [0, 1], "anno_id": both, "type": {"motion": True}}
+    (folder / "meta_expressions.json").write_text(json.dumps({**meta, "version": 2}))
+    first, second = ({item.name: item for item in Mevis(path)} for path in (split, folder))
+    assert second.keys() - first.keys() == {f"{name}/{key}" for key in (9, 10, 11)} and len(both) > 1
+    for key, item in first.items():
+        assert second[key].text == item.text and (second[key].masks() == item.masks()).all()
+    assert second[f"{name}/9"].text == "nothing here" and not second[f"{name}/9"].masks().any()
+    assert not second[f"{name}/10"].masks().any()
+    assert (second[f"{name}/11"].masks() == (first[f"{name}/0"].masks() | first[f"{name}/1"].masks())).all()
 
 
 @pytest.mark.parametrize(
