@@ -25,6 +25,7 @@ COMMANDS = {
     "parity": ("rvseg_jax.parity.command", "compare with golden files of the original code, or record some"),
     "data": ("rvseg_jax.input_pipeline.command", "make or check a dataset"),
     "describe": ("rvseg_jax.cli.describe", "parts, sizes, licences and presets of a system"),
+    "plan": ("rvseg_jax.cli.plan", "does a training step fit a TPU slice, and on which mesh"),
     "doctor": ("rvseg_jax.cli.doctor", "what runs here: versions, devices, memory, codecs, compile cache"),
     "demo": ("rvseg_jax.cli.demo", "make a small clip and segment it"),
 }
@@ -35,7 +36,7 @@ INSTALLS = {
     "diffusers": 'pip install "rvseg_jax[torch]"',
     "peft": 'pip install "rvseg_jax[torch]"',
     "gradio": 'pip install "rvseg_jax[demo]"',
-    "libtpu": 'pip install "rvseg_jax[tpu]"',
+    "libtpu": 'pip install "rvseg_jax[plan]"',
 }
 
 

@@ -27,9 +27,10 @@ RANKS = {
     "training": 8,
     "parity": 8,
     "configs": 9,
+    "planning": 9,
     "zoo": 0,
-    "api": 9,
-    "cli": 10,
+    "api": 10,
+    "cli": 11,
 }
 # Reading a clip and writing one share their code.
 SIBLINGS = {("formats", "processing"), ("processing", "formats")}
