@@ -22,9 +22,9 @@ class EvaluationOptions:
 
     Attributes:
       batch: most sentences of one clip that are predicted in one call; bounds the memory that masks take.
-      missing: "zero" scores a frame or a sample without a prediction as an empty mask; "skip" leaves a sample without
-        any out of the means (as some toolkits do; then fewer samples are scored than expected, and the evaluation is
-        not complete); "abort" ends with an error at the first.
+      missing: "zero" gives J = F = 0 to a frame or a sample without a prediction (see `score_masks`); "skip" leaves a
+        sample without any out of the means (as some toolkits do; then fewer samples are scored than expected, and the
+        evaluation is not complete); "abort" ends with an error at the first.
       resume: keep what an earlier run with the same settings has scored, whatever parts it was divided into.
       limit: score the first samples only.
       part: the share of the videos that this process scores.
@@ -194,7 +194,8 @@ def _scored(
             unscored.append({"index": index} | _gap(sample.video, sample.expression, prediction))
             continue
         try:
-            numbers = score_masks(sample.masks, prediction.masks)
+            absent = [sample.frame_names.index(name) for name in prediction.missing_frames]
+            numbers = score_masks(sample.masks, prediction.masks, absent)
         except InputError as error:
             unscored.append({"index": index, "error": str(error)})
             continue

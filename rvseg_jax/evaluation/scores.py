@@ -68,11 +68,15 @@ class Score:
         return cls(**(values | {"missing_frames": tuple(values["missing_frames"])}))
 
 
-def score_masks(truth: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
+def score_masks(truth: np.ndarray, prediction: np.ndarray, missing: Sequence[int] = ()) -> dict[str, Any]:
     """The numeric fields of a `Score`.
 
     Shapes:
       truth, prediction: bool [T, H, W].
+
+    Args:
+      missing: frames without a prediction. Where the truth has a pixel in any frame, their J and F are 0, also if
+        there is nothing to find in themselves: nobody gains by leaving them away.
 
     Raises:
       InputError: if the shapes differ.
@@ -80,6 +84,8 @@ def score_masks(truth: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
     if truth.shape != prediction.shape:
         raise InputError(f"a prediction is {prediction.shape} but the truth {truth.shape}: predict at the clip's size")
     region, boundary = davis.region_and_boundary(truth, prediction)
+    if truth.any():
+        region[list(missing)] = boundary[list(missing)] = 0
     j, f = davis.statistics(region), davis.statistics(boundary)
     return {
         "frames": len(truth),

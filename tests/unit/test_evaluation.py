@@ -1,12 +1,14 @@
 """The evaluation runner, its summaries, protocols, controls and exit codes."""
 
 import json
+import shutil
 from argparse import ArgumentParser
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from rvseg_jax.core.errors import InputError, UserError
 from rvseg_jax.evaluation import bootstrap, command, moving_shapes
@@ -14,7 +16,7 @@ from rvseg_jax.evaluation.iou import IoUTotals
 from rvseg_jax.evaluation.predictors import Prediction, from_folder, from_function, from_system
 from rvseg_jax.evaluation.runner import EvaluationOptions, evaluate
 from rvseg_jax.evaluation.scores import Score, score_masks, sentence_keyed, summarise
-from rvseg_jax.formats import mevis, rle
+from rvseg_jax.formats import mask_png, mevis, rle
 from rvseg_jax.formats.meta_expressions import Expression
 from rvseg_jax.input_pipeline.sources import ReferringSample
 from rvseg_jax.systems import base
@@ -315,6 +317,41 @@ def test_eval_command_scores_a_folder(tmp_path, capsys):
     assert "--resume" in capsys.readouterr().out
     assert run_eval(masks, "mevis", split, "-o", tmp_path / "two", "--missing", "skip", "--resume", "--json") == 1
     assert json.loads(capsys.readouterr().out)["overall"]["J&F"] == 1
+
+
+def test_mevis_by_its_rules(tmp_path, capsys):
+    """Squares with published values: union of annotations, null masks, all frames, every sentence alike, any value."""
+    objects = np.zeros((2, 4, 20, 20), bool)
+    objects[0, :3, 5:15, 5:10] = objects[1, :3, 5:15, 10:15] = True  # frame 3 has null masks
+    names = ("00000", "00001", "00002", "00003")
+    writer = mevis.SplitWriter(tmp_path / "valid_u")
+    sentences = {"0": Expression("both", (0, 1)), "1": Expression("none", ())}
+    writer.add("v", names, np.zeros((4, 20, 20, 3), np.uint8), objects, sentences)
+    writer.close()
+    prediction = np.zeros((4, 20, 20), bool)
+    prediction[:, 7:17, 7:17] = True
+    prediction[1, 7:17, 7:17], prediction[1, 6:16, 6:16] = False, True
+    mevis.write_prediction(tmp_path / "masks", "v", "0", names, prediction)
+    mevis.write_prediction(tmp_path / "masks", "v", "1", names, np.zeros((4, 20, 20), bool))
+    for path in (tmp_path / "masks").rglob("*.png"):
+        Image.fromarray((mask_png.read_mask(path) * 3).astype(np.uint8)).save(path)
+    assert run_eval(tmp_path / "masks", "mevis", tmp_path, "-o", tmp_path / "out", "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    j, f = (0.470588 + 0.680672 + 0.470588 + 0) / 4, (0.15 + 0.975 + 0.15 + 0) / 4
+    assert summary["overall"]["J"] == pytest.approx((j + 1) / 2, abs=1e-6), "nothing for nothing scores 1"
+    assert summary["overall"]["F"] == pytest.approx((f + 1) / 2, abs=1e-6)
+    assert summary["overall"]["J&F"] == pytest.approx((j + f + 2) / 4, abs=1e-6)
+    assert summary["missing_policy"] == "zero" and summary["official_missing_policy"].startswith("zero (MeViS's script")
+    # A missing sentence is zero in every frame, as officially, and a missing frame where nothing is to be found too.
+    (tmp_path / "masks" / "v" / "0" / "00003.png").unlink()
+    assert run_eval(tmp_path / "masks", "mevis", tmp_path, "-o", tmp_path / "frame", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["overall"]["J"] == pytest.approx((j + 1) / 2, abs=1e-6)
+    shutil.rmtree(tmp_path / "masks" / "v" / "0")
+    assert run_eval(tmp_path / "masks", "mevis", tmp_path, "-o", tmp_path / "gap", "--json") == 0
+    gap = json.loads(capsys.readouterr().out)
+    assert gap["missing"] == [{"video": "v", "expression": "0", "frames": 4}]
+    assert gap["overall"]["J"] == gap["overall"]["F"] == 1 / 2
+    assert run_eval(tmp_path / "masks", "mevis", tmp_path, "-o", tmp_path / "no", "--protocol", "official") == 2
 
 
 def test_eval_command_runs_a_system(tmp_path, monkeypatch, capsys):
