@@ -1,9 +1,10 @@
-"""Time and memory of chunked attention beside the reference, forward and backward.
+"""Time and memory of chunked attention and the platform's kernel beside the reference, forward and backward.
 
     python benchmarks/bench_attention.py                         # 4,096 tokens, seconds
     python benchmarks/bench_attention.py --tokens 32768 --heads 12 --width 128    # Wan 1.3B, 81 frames
+    python benchmarks/bench_attention.py --tokens 32760 --heads 12 --width 128 --dtype bfloat16    # on a GPU or TPU
 
-Both run in one process, taking turns, so that their ratio holds on a noisy machine. Bytes are what the compiler
+All run in one process, taking turns, so that their ratio holds on a noisy machine. Bytes are what the compiler
 plans beside arguments and results; a back end whose bytes do not fit is not run, but its bytes are printed.
 """
 
@@ -18,7 +19,9 @@ import jax.numpy as jnp
 
 from rvseg_jax.ops.attention import Causal, Full, attention
 
-BACKENDS = ("chunked", "reference")
+# The kernel of the platform, if it has one, between the two that run anywhere.
+KERNELS = {"tpu": ("splash",), "gpu": ("cudnn",)}
+BACKENDS = ("chunked", *KERNELS.get(jax.default_backend(), ()), "reference")
 
 
 def compiled(backend: str, array: jax.ShapeDtypeStruct, causal: bool, backward: bool):
@@ -82,9 +85,11 @@ def main() -> None:
         for name, (_, size) in runs.items():
             spent = f"{medians[name] * 1e3:9.1f} ms" if name in medians else "not run"
             print(f"{'backward' if backward else 'forward ':8} {name:10} {spent:>12} {size / 2**20:10.1f} MiB")
-        chunked, reference = (runs[name][1] for name in BACKENDS)
-        ratio = f"{medians['reference'] / medians['chunked']:.2f}x" if len(medians) == 2 else "not measured"
-        print(f"         reference / chunked: time {ratio}, temporaries {reference / chunked:.1f}x")
+        for name in BACKENDS[:-1]:
+            both = {name, "reference"} <= medians.keys()
+            ratio = f"{medians['reference'] / medians[name]:.2f}x" if both else "not measured"
+            less = runs["reference"][1] / max(runs[name][1], 1)
+            print(f"         reference / {name}: time {ratio}, temporaries {less:.1f}x")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ if TYPE_CHECKING:
     from rvseg_jax.api import describe as describe
     from rvseg_jax.api import list_systems as list_systems
     from rvseg_jax.api import load as load
+    from rvseg_jax.api import plan as plan
 
 __version__ = "0.1.0"
 
-__all__ = ["Prediction", "Predictor", "describe", "list_systems", "load"]
+__all__ = ["Prediction", "Predictor", "describe", "list_systems", "load", "plan"]
 
 
 def __getattr__(name: str) -> Any:

@@ -234,6 +234,18 @@ def describe(name: str) -> dict[str, Any]:
     return base.module(name).describe()
 
 
+def plan(system: str, topology: str, **options: Any) -> dict[str, Any]:
+    """What a training step of a system takes on a TPU slice, as JSON values; see `rvseg_jax.planning.plan`.
+
+    Raises:
+      InputError: for a value that does not fit.
+      NotAvailable: without libtpu, unless `fast=True`.
+    """
+    from rvseg_jax import planning
+
+    return planning.plan(system, topology, **options).to_json()
+
+
 def check_texts(text: str | Sequence[str]) -> tuple[str, ...]:
     """The sentences as a tuple.
 
