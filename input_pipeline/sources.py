@@ -182,15 +182,15 @@ class ReferringVideo:
         places = range(len(self.frames)) if indices is None else indices
         return union(self.tracks, places, self.frames.size(), self.name)
 
-    def sample(self, indices: Iterable[int] | None = None) -> ReferringSample:
-        """Decodes the frames at `indices`, or all, and their masks.
+    def sample(self, indices: Iterable[int] | None = None, *, masks: np.ndarray | None = None) -> ReferringSample:
+        """Decodes the frames at `indices`, or all, and their masks, unless those are at hand.
 
         Raises: InputError as `masks` and `FrameFolder.read`.
         """
         places = list(range(len(self.frames)) if indices is None else indices)
         return ReferringSample(
             frames=self.frames.read(places),
-            masks=self.masks(places),
+            masks=self.masks(places) if masks is None else masks,
             text=self.text,
             video=self.video,
             expression=self.expression,

@@ -74,8 +74,9 @@ class DrawClip:
         first = video.name
         for _ in range(self.tries):
             places = sparse_around(video.anchor, len(video.frames), self.frames, rng)
-            if self.others is None or video.masks(places).any():
-                return video.sample(places)
+            masks = video.masks(places)
+            if self.others is None or masks.any():
+                return video.sample(places, masks=masks)
             video = self.others[int(rng.integers(len(self.others)))]
         raise ValueError(f"neither {first} nor {self.tries - 1} random others show a target: check the masks")
 
