@@ -32,6 +32,12 @@ def available() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
+def require(topology: str) -> None:
+    """Raises NotAvailable, naming the command that installs it, without libtpu."""
+    if not available():
+        raise NotAvailable(f"compiling for {topology} needs libtpu: {INSTALL}, or estimate with --fast")
+
+
 def compiled(config: ConfigDict, topology: str, mesh: dict[str, int]) -> dict[str, Any]:
     """What the compiler says of the config's step on a mesh over all devices of a topology; see `worker.measured`.
 
@@ -39,8 +45,7 @@ def compiled(config: ConfigDict, topology: str, mesh: dict[str, int]) -> dict[st
       NotAvailable: without libtpu.
       CheckFailed: if the compiler fails for another reason than memory.
     """
-    if not available():
-        raise NotAvailable(f"compiling for {topology} needs libtpu: {INSTALL}, or estimate with --fast")
+    require(topology)
     with tempfile.TemporaryDirectory() as folder:
         job, out = Path(folder, "job.json"), Path(folder, "out.json")
         job.write_text(

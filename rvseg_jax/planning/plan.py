@@ -109,6 +109,8 @@ def plan(
     if system not in SYSTEMS:
         raise InputError(f"system {system!r} cannot be planned: choose one of {', '.join(SYSTEMS)}")
     place = Topology.parse(topology)
+    if not fast:
+        compiler.require(topology)
     recipe = recipe or SYSTEMS[system]
     config = configs.load(recipe, overrides)
     if config.task != flowrvs.TASK:

@@ -5,8 +5,10 @@ import json
 import math
 
 import jax
+import numpy as np
 import pytest
 
+import rvseg_jax as rv
 from rvseg_jax.cli.dispatch import main
 from rvseg_jax.core import config as configs
 from rvseg_jax.core.config import ConfigError
@@ -179,7 +181,25 @@ def test_the_command_estimates_and_speaks_json(capsys):
     assert "HBM a device, estimated" in capsys.readouterr().out
 
 
+def test_the_planned_batch_is_what_the_data_give():
+    config = configs.load("tiny/flowrvs_dit", ["latent_cache="])
+    _, own = parse(config)
+    task = task_of(config)
+    row = task.transform("train")(task.source("train")[0], np.random.default_rng(0))
+    planned = flowrvs.batch(own, 1)
+    assert {name: (value.shape, value.dtype) for name, value in planned.items()} == {
+        name: ((1, *np.shape(value)), np.asarray(value).dtype) for name, value in row.items()
+    }
+
+
+def test_python_gets_the_same_values():
+    found = rv.plan("flowrvs", "v5e:2x2", recipe="tiny/flowrvs_dit", fast=True)
+    assert found["fits"] and found["chosen"]["mesh"]["fsdp"] == 4
+    json.dumps(found)
+
+
 def test_what_does_not_fit_is_a_result(monkeypatch, capsys):
+    monkeypatch.setattr(compiler, "available", lambda: True)
     refused = {"fits": False, "memory": 20 * 2**30, "available": 15.75 * 2**30, "message": "", "compile_seconds": 1.0}
     monkeypatch.setattr(compiler, "compiled", lambda *arguments: refused)
     assert main(TINY) == 1
