@@ -189,10 +189,11 @@ def test_the_pipeline_imports_no_device_library():
     code = (
         "import sys, json\n"
         "from rvseg_jax.input_pipeline import loader, mixture, sampling, sources, transforms\n"
-        "from rvseg_jax.input_pipeline.datasets import mevis, moving_shapes\n"
+        "from rvseg_jax.input_pipeline import checks, command, video_rows\n"
+        "from rvseg_jax.input_pipeline.datasets import mevis, moving_shapes, recorded, ref_davis, refcoco, registry\n"
         "moving_shapes.MovingShapes()[0]\n"
         "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(json.loads(run.stdout.splitlines()[-1]))
-    assert "numpy" in loaded and not loaded & {"jax", "flax", "torch", "tensorflow", "grain"}
+    assert "numpy" in loaded and not loaded & {"jax", "flax", "torch", "tensorflow", "tensorflow_datasets", "grain"}
