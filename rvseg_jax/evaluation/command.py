@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     options = EvaluationOptions(batch=args.batch, resume=args.resume, limit=args.limit, part=part, together=together)
     evaluation = _JOBS[args.dataset](args, options)
     if evaluation.waiting:
-        return _report_part(evaluation, part)
+        return _report_part(evaluation, part, as_json=args.json)
     if not options.together or part.index == 0:
         if args.json:
             print((args.output / SUMMARY_FILE).read_text(encoding="utf-8"), end="")
@@ -94,12 +94,13 @@ def run(args: argparse.Namespace) -> int:
     return 0 if evaluation.complete else 1
 
 
-def _report_part(evaluation: Evaluation, part: Part) -> int:
+def _report_part(evaluation: Evaluation, part: Part, *, as_json: bool) -> int:
     """Say that other parts are not done."""
-    print(f"part {part.index + 1}/{part.count} is done; other parts have {evaluation.waiting} samples to score")
-    print("the last part to end writes the summary; if one has died, run again with --resume, as parts or whole")
+    stream = sys.stderr if as_json else sys.stdout  # there is no summary to print yet
+    print(f"part {part.index + 1}/{part.count} is done; other parts have {evaluation.waiting} to do", file=stream)
+    print("the last part to end sums up; if one has died, run again with --resume, as a part or whole", file=stream)
     for failure in evaluation.failed:
-        print(f"  failed: sample {failure['index']}: {failure['error']}")
+        print(f"  failed: sample {failure['index']}: {failure['error']}", file=stream)
     return 1 if evaluation.failed else 0
 
 

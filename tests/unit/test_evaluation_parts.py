@@ -236,7 +236,7 @@ def test_command_in_shards(split, tmp_path, capsys):
         assert run_eval(*arguments, tmp_path / "three", "--shard", f"{k}/3") == 0
     assert files_of(tmp_path / "three") == files_of(tmp_path / "one")
     printed = capsys.readouterr().out
-    assert "part 1/3 is done; other parts have 9 samples to score" in printed and "expected 15, scored 15" in printed
+    assert "part 1/3 is done; other parts have 9 to do" in printed and "expected 15, scored 15" in printed
     assert run_eval(*arguments, tmp_path / "four", "--shard", "4/3") == 2
 
 

@@ -234,7 +234,7 @@ def test_parts_make_the_same_archive(root, tmp_path, system, capsys):
     system.texts.clear()
     two = tmp_path / "two"
     assert run_eval(*arguments, two, "--shard", "1/2") == 0
-    assert "other parts have 1 samples" in capsys.readouterr().out and not (two / "submission.zip").exists()
+    assert "other parts have 1 to do" in capsys.readouterr().out and not (two / "submission.zip").exists()
     assert run_eval(*arguments, two, "--shard", "2/2") == 0
     for name in ("submission.zip", "summary.json", "samples.jsonl"):
         assert (two / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
