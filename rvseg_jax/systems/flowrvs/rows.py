@@ -1,6 +1,6 @@
 """Training rows of FlowRVS, made in data workers: numpy only, so that no worker starts a JAX backend."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -111,11 +111,13 @@ class SentenceRow:
       text_length: L, tokens to which a sentence is padded.
       encoded: encoded sentences; rows then hold "text_states" uint16 [L, D] instead of "ids" and "text_mask".
       any_sentence: draws one of all the clip's sentences (`referrals`); otherwise it is the clip's own `text`.
+      longest: most words of a sentence that is drawn, where the clip has such a one; 0 draws any.
     """
 
     tokenizer: Path
     text_length: int
     any_sentence: bool = True
+    longest: int = 0
     encoded: CachedText | None = None
     _loaded: Tokenizer | None = field(default=None, repr=False)
 
@@ -125,7 +127,7 @@ class SentenceRow:
     def __call__(self, sample: Any, rng: np.random.Generator) -> Row:
         """Shapes: frames uint8 [T, H, W, 3], masks bool [T, H, W]; or latents float16 [t, h, w, Z]."""
         if isinstance(sample, Mapping):
-            pick = _weighted(sample["weights"], rng) if self.any_sentence else 0
+            pick = self._pick(sample["texts"], sample["weights"], rng) if self.any_sentence else 0
             row = {
                 "video_mean": sample["video_mean"],
                 "video_std": sample["video_std"],
@@ -136,7 +138,8 @@ class SentenceRow:
             text = str(sample["texts"][pick])
         elif self.any_sentence:
             referrals = sample.referrals()
-            referral = referrals[_weighted([referral.weight for referral in referrals], rng)]
+            texts, weights = zip(*((referral.text, referral.weight) for referral in referrals), strict=True)
+            referral = referrals[self._pick(texts, weights, rng)]
             row, text = {"frames": sample.frames, "masks": sample.masks_of(referral.ids)}, referral.text
         else:
             row, text = {"frames": sample.frames, "masks": sample.masks}, sample.text
@@ -149,8 +152,8 @@ class SentenceRow:
         tokens = self._loaded.encode([clean_text(text)], self.text_length)
         return row | {"ids": tokens.ids[0], "text_mask": tokens.mask[0]}
 
-
-def _weighted(weights: Any, rng: np.random.Generator) -> int:
-    """An index drawn in proportion to `weights`."""
-    totals = np.cumsum(weights, dtype=np.float64)
-    return int(np.searchsorted(totals, rng.random() * totals[-1], side="right"))
+    def _pick(self, texts: Sequence[str], weights: Sequence[float], rng: np.random.Generator) -> int:
+        """A sentence drawn in proportion to its weight."""
+        short = np.array([not self.longest or len(str(text).split()) <= self.longest for text in texts])
+        allowed = np.asarray(weights, np.float64) * (short if short.any() else 1)
+        return int(np.searchsorted(np.cumsum(allowed), rng.random() * allowed.sum(), side="right"))

@@ -52,6 +52,7 @@ class DiTConfig:
       pretrained: pairs (part, folder) for "wan_vae", "wan_dit" or "umt5"; the folder is an earlier stage's export
         or a converted checkpoint.
       encoder_precision: number formats of the autoencoder and the text encoder, where they differ from the run's.
+      longest_sentence: most words of the sentences that are drawn, to begin with short ones; 0 draws any.
       boundary_probability: share of training times at the start of the path (BBS).
       sample_start: whether the video latent is a sample of the posterior rather than its mean (SPA).
       mask_latent_space: see `FlowRVSConfig`.
@@ -73,6 +74,7 @@ class DiTConfig:
     data: DatasetsConfig = DatasetsConfig()
     pretrained: tuple[tuple[str, str], ...] = ()
     encoder_precision: Literal["", "float32", "bfloat16"] = ""
+    longest_sentence: int = 0
     boundary_probability: float = 0.5
     sample_start: bool = True
     mask_latent_space: Literal["raw", "normalised"] = "raw"
@@ -197,7 +199,8 @@ class DiTTask:
 
         path = resolve(self.config.tokenizer)
         real = split == "train" and bool(self.config.data.sets)
-        row = SentenceRow(path, self.config.text_length, any_sentence=split == "train" and not real)
+        any_sentence = split == "train" and not real
+        row = SentenceRow(path, self.config.text_length, any_sentence, longest=self.config.longest_sentence)
         if not real:
             return row
         source = data.training_source(self.config.data)
