@@ -23,7 +23,7 @@ COMMANDS = {
     "train": ("rvseg_jax.training.command", "train by a recipe"),
     "convert": ("rvseg_jax.convert.__main__", "convert PyTorch checkpoints, check and export them"),
     "parity": ("rvseg_jax.parity.command", "compare with golden files of the original code, or record some"),
-    "data": ("rvseg_jax.input_pipeline.command", "make or check a dataset"),
+    "data": ("rvseg_jax.input_pipeline.command", "make, check or record a dataset"),
     "describe": ("rvseg_jax.cli.describe", "parts, sizes, licences and presets of a system"),
     "plan": ("rvseg_jax.cli.plan", "does a training step fit a TPU slice, and on which mesh"),
     "doctor": ("rvseg_jax.cli.doctor", "what runs here: versions, devices, memory, codecs, compile cache"),

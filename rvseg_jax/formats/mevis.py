@@ -11,7 +11,6 @@ Version 2 has the videos of version 1 and more sentences (33,072 for 28,570), ea
 are passed over. A sentence may name nothing: its list of annotations is empty (or, without one, its list of objects).
 """
 
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -170,32 +169,3 @@ def read_prediction(folder: Path, video: str, expression: str, names: Sequence[s
         if mask.shape != masks[0].shape:
             raise InputError(f"{path} has size {mask.shape}, the masks before it {masks[0].shape}")
     return np.stack(masks)
-
-
-def pack_submission(folder: Path, archive: Path, clips: Mapping[str, Clip], *, top: str = "") -> int:
-    """Packs predictions for the evaluation server, complete or not at all.
-
-    Args:
-      folder: holds `<video>/<expression>/<frame>.png`.
-      archive: the zip file to write; MeViS wants the videos at its root.
-      clips: what has to be there: every frame of every sentence.
-      top: folder inside the archive; Ref-YouTube-VOS wants "Annotations".
-
-    Returns:
-      The number of masks packed.
-
-    Raises: InputError where a mask is missing, before anything is written.
-    """
-    wanted = [
-        Path(video) / key / f"{name}.png"
-        for video, clip in clips.items()
-        for key in clip.expressions
-        for name in clip.frames
-    ]
-    missing = [path for path in wanted if not (folder / path).is_file()]
-    if missing:
-        raise InputError(f"{folder} lacks {missing[0]} and {len(missing) - 1} more of {len(wanted)} masks")
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:  # PNG does not shrink again
-        for path in wanted:
-            packed.write(folder / path, (Path(top) / path).as_posix())
-    return len(wanted)

@@ -3,7 +3,6 @@
 import json
 import pickle
 import shutil
-import zipfile
 
 import numpy as np
 import pytest
@@ -187,21 +186,11 @@ def test_a_folder_of_frames_without_a_list(tmp_path):
         FrameFolder(tmp_path, ["f1", "f3"])
 
 
-def test_predictions_and_the_archive_for_the_server(tmp_path):
+def test_predictions_come_back(tmp_path):
     sample = MovingShapes(CONFIG)[0]
-    clips = {sample.video: Clip(sample.frame_names, {"0": Expression(sample.text), "12": Expression("x")})}
-    folder, archive = tmp_path / "out", tmp_path / "submission.zip"
+    folder = tmp_path / "out"
     mevis.write_prediction(folder, sample.video, "0", sample.frame_names, sample.masks)
     assert (mevis.read_prediction(folder, sample.video, "0", sample.frame_names) == sample.masks).all()
-    with pytest.raises(InputError, match=f"lacks {sample.video}/12/00000.png and 4 more of 10"):
-        mevis.pack_submission(folder, archive, clips)
-    assert not archive.exists()
-    mevis.write_prediction(folder, sample.video, "12", sample.frame_names, ~sample.masks)
-    assert mevis.pack_submission(folder, archive, clips) == 10
-    names = zipfile.ZipFile(archive).namelist()
-    assert names[0] == f"{sample.video}/0/00000.png" and len(names) == 10
-    mevis.pack_submission(folder, archive, clips, top="Annotations")
-    assert zipfile.ZipFile(archive).namelist()[0] == f"Annotations/{sample.video}/0/00000.png"
     (folder / sample.video / "0" / "00002.png").unlink()
     with pytest.raises(InputError, match=r"00002.png is missing \(1 of 5"):
         mevis.read_prediction(folder, sample.video, "0", sample.frame_names)
