@@ -10,7 +10,7 @@ clamped. Learning rate and length are choices of this recipe.
 
 from ml_collections import ConfigDict
 
-from rvseg_jax.configs import base, flowrvs, meshes
+from rvseg_jax.configs import base, meshes
 from rvseg_jax.core.config import from_dataclass
 from rvseg_jax.systems.flowrvs.config import FlowRVSConfig
 
