@@ -55,14 +55,14 @@ def save(
     """
     from safetensors.numpy import save_file
 
-    from rvseg_jax import convert
+    from rvseg_jax.convert.api import to_torch
     from rvseg_jax.convert.manifest import config_fields
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stored = _description(folder) if is_bundle(folder) else {"parts": {}}
     for part, module in modules.items():
-        tensors = convert.to_torch(part, module).items()
+        tensors = to_torch(part, module).items()
         partial = folder / f"{part}.safetensors.partial-{os.getpid()}"
         save_file({key: np.ascontiguousarray(value.astype(dtype)) for key, value in tensors}, partial)
         os.chmod(partial, 0o644)  # the writer makes files that only their owner may read
@@ -103,12 +103,12 @@ def load_part(folder: str | Path, part: str, precision: Precision) -> nnx.Module
     Raises:
       InputError: if the folder is no such checkpoint or lacks the part, or its weights do not fit.
     """
-    from rvseg_jax import convert
+    from rvseg_jax.convert.api import from_torch
     from rvseg_jax.convert.safetensors_file import read_safetensors
 
     folder = Path(folder)
     config = _part_config(folder, _description(folder), part, precision)
-    return convert.from_torch(part, read_safetensors(_weights(folder, part)), config)
+    return from_torch(part, read_safetensors(_weights(folder, part)), config)
 
 
 def _description(folder: Path) -> dict[str, Any]:
