@@ -21,6 +21,11 @@ from rvseg_jax.parallel.mesh import make_mesh
 from rvseg_jax.planning.collectives import collectives
 from rvseg_jax.planning.step import planned_step, task_of
 
+# The compiler says it in two ways: while it assigns memory, and before that where the temporaries alone are too much.
+_REFUSALS = (
+    r"[Uu]sed ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm",
+    r"required for HLO temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM \(([\d.]+)([KMG]?)\)",
+)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -72,7 +77,7 @@ def over_memory(message: str) -> dict[str, Any]:
     Raises:
       RuntimeError: if it says something else.
     """
-    used = re.search(r"[Uu]sed ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm", message)
+    used = next((found for pattern in _REFUSALS if (found := re.search(pattern, message))), None)
     if "RESOURCE_EXHAUSTED" not in message and used is None:
         raise RuntimeError(message)
     found: dict[str, Any] = {"fits": False, "message": message.splitlines()[0][:500]}

@@ -18,8 +18,8 @@ def test_the_compiler_takes_the_training_step(capsys):
     assert main([*TINY, "--mesh", "1,4,1,1"]) == 0
     found = json.loads(capsys.readouterr().out)
     compiled, estimated = found["compiled"], found["chosen"]
-    # Padding to the tiles of the chip only adds, and the state is donated.
-    assert estimated["arguments"] <= compiled["arguments"] < 4 * estimated["arguments"]
+    # The estimate counts the autoencoder, which a step on cached latents is not given. The state is donated.
+    assert 0.9 * estimated["arguments"] <= compiled["arguments"] < 4 * estimated["arguments"]
     assert compiled["aliased"] > 0.9 * compiled["outputs"]
     kinds = compiled["collectives"]
     # Weights are gathered and gradients summed over fsdp; nothing is cut along seq or tensor.

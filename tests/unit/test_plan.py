@@ -210,6 +210,11 @@ def test_the_compilers_refusal_is_read():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.91G of 15.75G hbm. Exceeded by 3.16G."
     found = worker.over_memory(message)
     assert not found["fits"] and found["memory"] == round(18.91 * 2**30) and found["available"] == 15.75 * 2**30
+    found = worker.over_memory(
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (200.98G) exceeds "
+        "available HBM (15.75G)."
+    )
+    assert found["memory"] == round(200.98 * 2**30) and found["available"] == 15.75 * 2**30
     with pytest.raises(RuntimeError, match="Mosaic failed"):
         worker.over_memory("INTERNAL: Mosaic failed")
 
