@@ -16,6 +16,7 @@ from rvseg_jax.input_pipeline.sources import Source
 
 Row = Mapping[str, np.ndarray]
 Transform = Callable[[Any, np.random.Generator], Row]
+_ENDLESS = 1 << 48  # samples
 _READ_THREADS = 0  # rendering and decoding hold the interpreter lock: threads would only take turns
 
 
@@ -226,7 +227,9 @@ def make_loader(
     samples = grain.MapDataset.source(_Numbered(source)).seed(seed)
     if shuffle:
         samples = samples.shuffle()
-    samples = samples.repeat(num_epochs).random_map(_Transformed(source, transform))
+    # Grain's own endless repeat is too long to be batched by one: its length no longer fits an index.
+    epochs = max(1, _ENDLESS // count) if num_epochs is None else num_epochs
+    samples = samples.repeat(epochs).random_map(_Transformed(source, transform))
     # Batches are cut before they are dealt out, so that the processes' batches side by side are the batch that one
     # process alone would have: noise drawn for a row meets the same sample on every number of processes.
     batches = samples.batch(batch_size, batch_fn=stack)[process_index::process_count]

@@ -42,6 +42,13 @@ def test_seeds_fix_order_and_noise():
     assert len(np.unique(noise, axis=0)) == 24  # the same sample of the next epoch gets noise of its own
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_epochs_follow_each_other_without_end(batch_size):
+    stream = iter(loader(source=range(10), batch_size=batch_size))
+    seen = np.concatenate([batch["number"] for batch in take(stream, 20 // batch_size)])
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10].tolist() != seen[10:].tolist()
+
+
 def test_without_shuffling_the_order_is_that_of_the_source():
     batches = list(loader(shuffle=False, num_epochs=1, batch_size=8))
     assert [batch["number"].tolist() for batch in batches] == [
