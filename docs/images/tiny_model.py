@@ -2,8 +2,8 @@
 
     python docs/images/tiny_model.py DIR --rows runs/tiny/dit/metrics.jsonl
 
-`tiny_model_clips.png`: six held-out clips, the best, two in the middle and the three worst by J&F; each row has the
-first, middle and last frame with the truth outlined in white and the mask in colour. `tiny_model_curve.svg`: loss and
+`tiny_model_clips.png`: six held-out clips, from one of the best to the worst by J&F; each row has the first, middle and
+last frame with the truth outlined in white and the mask in colour. `tiny_model_curve.svg`: loss and
 validation J of the training run.
 """
 
