@@ -77,7 +77,7 @@ def over_memory(message: str) -> dict[str, Any]:
     Raises:
       RuntimeError: if it says something else.
     """
-    used = next((found for pattern in _REFUSALS if (found := re.search(pattern, message))), None)
+    used = next(filter(None, (re.search(pattern, message) for pattern in _REFUSALS)), None)
     if "RESOURCE_EXHAUSTED" not in message and used is None:
         raise RuntimeError(message)
     found: dict[str, Any] = {"fits": False, "message": message.splitlines()[0][:500]}
