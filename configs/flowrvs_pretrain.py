@@ -18,6 +18,6 @@ def get_config() -> ConfigDict:
     config.data.sets = tuple((name, "datasets/coco", "train", 1) for name in names)
     config.data.frames = 1
     config.data.augmentation = "image"
-    # Images keep their size upstream, up to 640 by 800; a step here has one.
+    # Images keep their sizes upstream, up to 800 on the long side; here a step has one, and larger ones are shrunk.
     config.data.box = (640, 800)
     return config

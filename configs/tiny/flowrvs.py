@@ -23,9 +23,8 @@ TEXT = UMT5Config(
 )
 TEXT_LENGTH = 24
 TOKENIZER = "zoo/flowrvs_tiny/tokenizer.json"
-# The velocity carries the whole video latent out again, so a token's numbers (64 here) have to pass through the width
-# beside everything else. Tokens of all three latent frames (192 numbers) trained three times faster a step in a width
-# of 224, and learned three to four times slower a clip; see docs/tiny_model.md.
+# Tokens of all three latent frames train two to three times faster a clip, and needed 2.3 times more clips to follow a
+# sentence as far; see docs/tiny_model.md.
 DIT = WanTransformerConfig(
     patch_size=(1, 2, 2),
     num_attention_heads=5,
