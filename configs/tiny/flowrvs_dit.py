@@ -2,8 +2,8 @@
 
     python train.py tiny/flowrvs_dit --workdir runs/tiny/dit --export runs/tiny/dit/export
 
-The autoencoder encodes each clip once: the first start writes `runs/tiny/latents.array_record` (25 minutes). The
-length has not been run yet; docs/tiny_model.md says what was.
+The autoencoder encodes each clip once: the first start writes `runs/tiny/latents.array_record`. These
+30,000 steps have not been run; docs/tiny_model.md says what was.
 """
 
 from ml_collections import ConfigDict

@@ -137,7 +137,7 @@ class MaskDecoderTask:
 
     def restore_pretrained(self, target: Params) -> Params:
         """The autoencoder's parameters; its output convolution is new unless it too has the channels of masks."""
-        given = parameters.read(self.config.pretrained, "wan_vae", self._precision)
+        given = parameters.read(self.config.pretrained, "wan_vae", self._precision, target["vae"])
         channels = given["decoder"]["conv_out"]["bias"].shape[-1]
         new = "(?!)" if channels == self.config.vae.out_channels else r"^vae/decoder/conv_out/"
         return parameters.place_matching({"vae": given}, target, but=new)

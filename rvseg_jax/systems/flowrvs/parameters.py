@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,13 @@ def read(folder: str | Path, part: str, precision: Precision, target: Params | N
 
     if not (folder / NAME).is_file():
         raise InputError(f"{folder} holds neither an export of a training stage nor a converted checkpoint")
-    leaves = tree_paths.flatten(target) if target is not None else {}
-    wanted = {path: leaf.sharding for path, leaf in leaves.items()}
-    return nnx.to_pure_dict(nnx.state(convert.load_part(folder, part, precision=precision, shardings=wanted or None)))
+    if target is None:
+        return nnx.to_pure_dict(nnx.state(convert.load_part(folder, part, precision=precision)))
+    # Leaves that are not wanted, such as a decoder to be trained anew, go to the first device and are dropped.
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    places: dict[str, Any] = defaultdict(lambda: first)
+    places |= {path: leaf.sharding for path, leaf in tree_paths.flatten(target).items()}
+    return nnx.to_pure_dict(nnx.state(convert.load_part(folder, part, precision=precision, shardings=places)))
 
 
 def fingerprint(folder: str | Path, part: str) -> str:

@@ -68,7 +68,7 @@ def cached_text(
 def _rows(encode: Encode, ids: np.ndarray, lengths: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
     for start in range(0, len(ids), BATCH):
         batch = np.minimum(np.arange(start, start + BATCH), len(ids) - 1)  # the last batch is filled up
-        # Shorter padding leaves the rows of the tokens as they are, to the last bit.
+        # Shorter padding leaves the rows of the tokens as they are.
         length = min(-(-int(lengths[batch].max()) // _LENGTHS) * _LENGTHS, ids.shape[1])
         mask = np.arange(length) < lengths[batch, None]
         states = np.asarray(encode(ids[batch, :length], mask).astype(jnp.bfloat16)).view(np.uint16)

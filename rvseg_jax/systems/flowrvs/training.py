@@ -5,6 +5,7 @@ flowrvs.dit  the transformer, autoencoder and text encoder frozen (or a small te
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,7 +133,7 @@ class DiTTask:
         for part, folder in self.config.pretrained:
             field = bundle.FIELDS[part]
             if field in target:
-                given[field] = parameters.read(folder, part, getattr(self.system, field).precision)
+                given[field] = parameters.read(folder, part, getattr(self.system, field).precision, target[field])
         if "dit" in given and self.system.direct_video_injection:
             patches = given["dit"]["patch_embedding"]
             if patches["kernel"].shape[-2] == self.system.vae.z_dim:
@@ -190,8 +191,12 @@ class DiTTask:
 
             return cached_clips(self.config, self.system)
         if split == "train" and self.config.data.sets:
-            return data.training_source(self.config.data)
+            return self._videos
         return clips_of(self.config.clips, split)
+
+    @cached_property
+    def _videos(self) -> Any:
+        return data.training_source(self.config.data)
 
     def transform(self, split: str) -> Callable[..., Mapping[str, Any]]:
         """One sentence of a clip, tokenised or encoded."""
@@ -203,16 +208,15 @@ class DiTTask:
         row = SentenceRow(path, self.config.text_length, any_sentence, longest=self.config.longest_sentence)
         if not real:
             return row
-        source = data.training_source(self.config.data)
         if self.config.text_cache:
             row.encoded = text_cache.cached_text(
                 self.config.text_cache,
-                data.captions(self.config.data, source),
+                data.captions(self.config.data, self._videos),
                 folder=dict(self.config.pretrained)["umt5"],
                 tokenizer=path,
                 text_length=self.config.text_length,
             )
-        return row if self.config.latent_cache else Steps([data.training_samples(self.config.data, source), row])
+        return row if self.config.latent_cache else Steps([data.training_samples(self.config.data, self._videos), row])
 
     def evaluate(self, params: Params, *, step: int) -> Mapping[str, float]:
         """Region similarity J on validation clips, by kind of sentence and in the mean."""
