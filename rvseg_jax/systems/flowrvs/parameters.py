@@ -60,18 +60,18 @@ def read(folder: str | Path, part: str, precision: Precision, target: Params | N
     folder = resolve(folder)
     if bundle.is_bundle(folder):
         return nnx.to_pure_dict(nnx.state(bundle.load_part(folder, part, precision)))
-    from rvseg_jax import convert
     from rvseg_jax.convert.manifest import NAME
+    from rvseg_jax.convert.store import load_part
 
     if not (folder / NAME).is_file():
         raise InputError(f"{folder} holds neither an export of a training stage nor a converted checkpoint")
     if target is None:
-        return nnx.to_pure_dict(nnx.state(convert.load_part(folder, part, precision=precision)))
+        return nnx.to_pure_dict(nnx.state(load_part(folder, part, precision=precision)))
     # Leaves that are not wanted, such as a decoder to be trained anew, go to the first device and are dropped.
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     places: dict[str, Any] = defaultdict(lambda: first)
     places |= {path: leaf.sharding for path, leaf in tree_paths.flatten(target).items()}
-    return nnx.to_pure_dict(nnx.state(convert.load_part(folder, part, precision=precision, shardings=places)))
+    return nnx.to_pure_dict(nnx.state(load_part(folder, part, precision=precision, shardings=places)))
 
 
 def fingerprint(folder: str | Path, part: str) -> str:
