@@ -21,9 +21,10 @@ ConvImplementation = Literal["auto", "native", "folded"]
 
 
 class Conv(nnx.Module):
-    """N-dimensional cross-correlation with kernel [*k, in, out], as torch's ConvNd.
+    """N-dimensional cross-correlation with kernel [*k, in / groups, out], as torch's ConvNd.
 
     Args:
+      groups: parts into which the channels are cut, each with outputs of its own; `in_features` for a depthwise one.
       padding: (before, after) for each spatial axis, or "VALID". ("SAME" is TensorFlow's: with strides it
         differs from any symmetric padding.)
       impl: how a 3-D convolution is computed; of no effect for others.
@@ -38,32 +39,39 @@ class Conv(nnx.Module):
         strides: Sequence[int] | None = None,
         padding: Padding = "VALID",
         use_bias: bool = True,
+        groups: int = 1,
         impl: ConvImplementation = "auto",
         precision: Precision,
         rngs: nnx.Rngs,
     ):
         if impl not in get_args(ConvImplementation):
             raise ValueError(f"unknown convolution {impl!r}: choose {', '.join(get_args(ConvImplementation))}")
-        shape = (*kernel_size, in_features, out_features)
+        if in_features % groups or out_features % groups:
+            raise ValueError(f"{in_features} inputs and {out_features} outputs do not divide into {groups} groups")
+        shape = (*kernel_size, in_features // groups, out_features)
         init = jax.nn.initializers.lecun_normal(in_axis=-2, out_axis=-1)
         self.kernel = nnx.Param(init(rngs.params(), shape, precision.param_dtype))
         self.bias = nnx.Param(jnp.zeros((out_features,), precision.param_dtype)) if use_bias else None
         self.strides = tuple(strides or (1,) * len(kernel_size))
         self.padding: Padding = padding if isinstance(padding, str) else tuple((a, b) for a, b in padding)
+        self.groups = groups
         self.impl = impl
         self.precision = precision
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Shapes: x [B, *spatial, in] -> [B, *spatial', out]."""
         compute = self.precision.compute
+        x, kernel = compute(x), compute(self.kernel[...])
         folded = self.impl == "folded" or (self.impl == "auto" and platform() == "cpu")
-        convolve = _fold_time if folded and len(self.strides) == 3 and self.padding != "SAME" else _convolve
-        y = convolve(compute(x), compute(self.kernel[...]), self.strides, self.padding, self.precision.matmul)
+        if folded and len(self.strides) == 3 and self.padding != "SAME" and self.groups == 1:
+            y = _fold_time(x, kernel, self.strides, self.padding, self.precision.matmul)
+        else:
+            y = _convolve(x, kernel, self.strides, self.padding, self.precision.matmul, self.groups)
         return y if self.bias is None else y + compute(self.bias[...])
 
 
 def _convolve(
-    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Padding, precision: str | None
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Padding, precision: str | None, groups: int = 1
 ) -> jax.Array:
     axes = "DHW"[-len(strides) :]
     return jax.lax.conv_general_dilated(
@@ -72,6 +80,7 @@ def _convolve(
         window_strides=strides,
         padding=padding,
         dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
+        feature_group_count=groups,
         precision=precision,
     )
 

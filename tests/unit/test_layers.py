@@ -163,6 +163,26 @@ def test_convolution(torch, axes):
     np.testing.assert_allclose(np.moveaxis(layer(x), -1, 1), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("groups,sizes", [(2, (3, 3)), (4, (3, 3)), (2, (3, 1, 3))])
+def test_grouped_convolution(torch, groups, sizes):
+    axes = len(sizes)
+    layer = Conv(4, 8, sizes, padding=[(1, 1)] * axes, groups=groups, precision=PARITY, rngs=nnx.Rngs(0))
+    randomise(layer)
+    x = array(2, *(5, 4, 6)[:axes], 4, seed=3)
+    kernel = torch.tensor(np.transpose(np.asarray(layer.kernel[...]), (axes + 1, axes, *range(axes))))
+    assert kernel.shape[1] == 4 // groups
+    expected = getattr(torch.nn.functional, f"conv{axes}d")(
+        torch.tensor(np.moveaxis(x, -1, 1)),
+        kernel,
+        torch.tensor(np.asarray(layer.bias[...])),
+        padding=1,
+        groups=groups,
+    )
+    np.testing.assert_allclose(np.moveaxis(layer(x), -1, 1), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="3 groups"):
+        Conv(4, 8, sizes, groups=3, precision=PARITY, rngs=nnx.Rngs(0))
+
+
 def test_causal_convolution_sees_no_later_frame_and_runs_in_pieces():
     layer = CausalConv3d(2, 3, (3, 3, 3), precision=PARITY, rngs=nnx.Rngs(0))
     randomise(layer)
