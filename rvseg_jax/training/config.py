@@ -19,10 +19,12 @@ from rvseg_jax.training.tasks import task_class
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and what it is applied to.
+    """AdamW, or Muon for some matrices, and what it is applied to.
 
     Attributes:
       lr: learning rate at the peak of the schedule.
+      muon: path regexes of the kernels whose momentum is orthogonalised (Muon) instead of divided by the root of
+        a second moment; none by default. Updates then have the size that AdamW's have, for one learning rate.
       betas: decay rates of the two moments.
       eps: added to the root of the second moment.
       weight_decay: decoupled decay, multiplied by the learning rate.
@@ -34,6 +36,7 @@ class OptimizerConfig:
     """
 
     lr: float = 1e-4
+    muon: tuple[str, ...] = ()
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0

@@ -153,7 +153,7 @@ def build_step(
     rate = optim.schedule(
         settings.schedule, settings.optimizer.lr, steps=settings.steps, steps_per_epoch=steps_per_epoch
     )
-    transform = optim.adamw(settings.optimizer, rate)
+    transform = optim.optimizer(settings.optimizer, rate)
     target = abstract(task, transform, mesh, patterns=settings.optimizer.trainable, averaged=settings.ema.enabled)
     step = make_train_step(
         task_loss(task.loss),

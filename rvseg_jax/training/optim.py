@@ -1,4 +1,4 @@
-"""AdamW with torch's clipping, learning-rate schedules, and settings by parameter path."""
+"""AdamW with torch's clipping, Muon, learning-rate schedules, and settings by parameter path."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
+from rvseg_jax.core.config import ConfigError
 from rvseg_jax.core.tree_paths import matches
 from rvseg_jax.parallel.rules import path_of
 from rvseg_jax.training.config import OptimizerConfig, ScheduleConfig
@@ -16,6 +18,8 @@ Schedule = Callable[[jax.Array], jax.Array]
 
 # `torch.nn.utils.clip_grad_norm_` adds this to the norm before it divides.
 CLIP_EPS = 1e-6
+# Root mean square of AdamW's updates in practice, to which Muon's are scaled (Liu et al. 2025, section 2.2).
+MUON_RMS = 0.2
 
 
 def schedule(config: ScheduleConfig, lr: float, *, steps: int, steps_per_epoch: int) -> Schedule:
@@ -69,8 +73,8 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
-def adamw(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformation:
-    """The optimizer of a run: clip, Adam moments, decoupled weight decay, learning rate by path and time.
+def optimizer(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformation:
+    """The optimizer of a run: clip, moments, decoupled weight decay, learning rate by path and time.
 
     Decay and factors go by the paths of the tree that the transformation is given, joined by "/". Moments have
     the format of the parameters, as in torch. The state has one form whatever is switched on, so that a run can
@@ -78,10 +82,52 @@ def adamw(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformati
     """
     return optax.chain(
         clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity(),
-        optax.scale_by_adam(b1=config.betas[0], b2=config.betas[1], eps=config.eps),
+        _scale_by_moments(config),
         _decay_by_path(config.weight_decay, config.decay) if config.weight_decay else optax.identity(),
         _scale_by_path(config.lr_factors) if config.lr_factors else optax.identity(),
         optax.scale_by_learning_rate(rate),
+    )
+
+
+def _scale_by_moments(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Adam, and Muon for the kernels that ask for it.
+
+    Raises:
+      ConfigError: for a pattern that matches no parameter, or one that is no matrix or stack of matrices.
+    """
+    adam = optax.scale_by_adam(b1=config.betas[0], b2=config.betas[1], eps=config.eps)
+    if not config.muon:
+        return adam
+
+    def label(keys: tuple, leaf: jax.Array) -> str:
+        path = path_of(keys)
+        if not matches(path, config.muon):
+            return "adam"
+        if leaf.ndim not in (2, 3):
+            raise ConfigError(f"optimizer.muon matches {path!r} {leaf.shape}: name kernels [in, out] or [L, in, out]")
+        return "muon"
+
+    def labels(params: Params) -> Params:
+        found = jax.tree_util.tree_map_with_path(label, params)
+        if "muon" not in jax.tree.leaves(found):
+            raise ConfigError(f"optimizer.muon {config.muon} matches no trained parameter")
+        return found
+
+    return optax.partition({"adam": adam, "muon": _muon(config.betas[0])}, labels)
+
+
+def _muon(beta: float) -> optax.GradientTransformation:
+    """Orthogonalised momentum of kernels [..., in, out], at the size of AdamW's updates."""
+
+    def axes(updates: Params) -> Params:
+        return jax.tree.map(lambda leaf: contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1), updates)
+
+    def resize(updates: Params, _: Params | None) -> Params:
+        return jax.tree.map(lambda leaf: leaf * (MUON_RMS * math.sqrt(max(leaf.shape[-2:]))), updates)
+
+    return optax.chain(
+        contrib.scale_by_muon(beta=beta, weight_dimension_numbers=axes),
+        optax.stateless(resize),
     )
 
 

@@ -52,7 +52,7 @@ def batch():
 def on_mesh(mesh, random_leaves):
     """Loss and gradients of the trained parameters, computed on a mesh with everything sharded by the tables."""
     made = task()
-    transform = optim.adamw(OptimizerConfig(), lambda count: jnp.float32(1e-3))
+    transform = optim.optimizer(OptimizerConfig(), lambda count: jnp.float32(1e-3))
     target = abstract(made, transform, mesh, patterns=("^dit/", "^text/"), averaged=True)
     params, frozen = (
         jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), random_leaves(tree, seed=3), tree)
@@ -97,7 +97,7 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(sizes, random_leaves):
 def test_moments_and_averages_lie_with_their_parameters():
     mesh = make_mesh({"data": 1, "fsdp": 4, "seq": 1, "tensor": 2})
     made = task()
-    transform = optim.adamw(OptimizerConfig(), lambda count: jnp.float32(1e-3))
+    transform = optim.optimizer(OptimizerConfig(), lambda count: jnp.float32(1e-3))
     state = abstract(made, transform, mesh, patterns=("^dit/", "^text/"), averaged=True)
     adam = next(part for part in state.opt_state if hasattr(part, "mu"))
     params = flatten(state.params)

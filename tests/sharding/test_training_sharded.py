@@ -33,7 +33,7 @@ def start(toy, mesh, *, accumulate=1, rows=16, trainable=("",)):
     task = toy.Regression(toy.Config(), precision=toy.PARITY)
     config = OptimizerConfig(lr=0.05, weight_decay=0.01, trainable=trainable, accumulate=accumulate)
     rate = lambda count: jnp.float32(config.lr)  # noqa: E731
-    transform = optim.adamw(config, rate)
+    transform = optim.optimizer(config, rate)
     target = abstract(task, transform, mesh, patterns=config.trainable, averaged=True)
     sharding = batch_sharding(rows // accumulate, mesh)
     step = make_train_step(task_loss(task.loss), transform, rate, target, sharding, accumulate=accumulate)

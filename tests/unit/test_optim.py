@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from rvseg_jax.core.config import ConfigError
 from rvseg_jax.training import optim
 from rvseg_jax.training.config import OptimizerConfig, ScheduleConfig
 
@@ -70,7 +71,7 @@ def test_adamw_and_clip_against_torch(torch, steps, scale):
     ]
     expected, norms = run_torch(torch, start, gradients, config, {"b": 0.1})
 
-    transform = optim.adamw(config, lambda count: jnp.float32(config.lr))
+    transform = optim.optimizer(config, lambda count: jnp.float32(config.lr))
     params = jax.tree.map(jnp.asarray, start)
     state = transform.init(params)
     for gradient, norm in zip(gradients, norms, strict=True):
@@ -101,7 +102,7 @@ def test_clip_keeps_a_small_gradient_bit_for_bit():
 
 def test_decay_by_path():
     config = OptimizerConfig(lr=1.0, weight_decay=0.5, decay=("kernel$",), clip_norm=0.0)
-    transform = optim.adamw(config, lambda count: jnp.float32(1.0))
+    transform = optim.optimizer(config, lambda count: jnp.float32(1.0))
     params = {"layer": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}}
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = transform.update(zero, transform.init(params), params)
@@ -110,9 +111,32 @@ def test_decay_by_path():
 
 
 def test_moments_have_the_format_of_the_parameters():
-    transform = optim.adamw(OptimizerConfig(weight_decay=0.1), lambda count: jnp.float32(1e-3))
+    transform = optim.optimizer(OptimizerConfig(weight_decay=0.1), lambda count: jnp.float32(1e-3))
     params = {"w": jnp.ones(2, jnp.bfloat16)}
     updates, state = transform.update(params, transform.init(params), params)
     assert updates["w"].dtype == jnp.bfloat16
     moments = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.shape == (2,)]
     assert moments == [jnp.bfloat16, jnp.bfloat16]
+
+
+def test_muon_orthogonalises_the_kernels_that_ask_for_it():
+    config = OptimizerConfig(lr=1.0, muon=("kernel$",), betas=(0.9, 0.99), clip_norm=0.0)
+    transform = optim.optimizer(config, lambda count: jnp.float32(1.0))
+    rng = np.random.default_rng(0)
+    gradient = {"blocks": {"kernel": jnp.asarray(rng.normal(size=(3, 8, 16)), jnp.float32)}, "bias": jnp.ones(4)}
+    updates, _ = transform.update(gradient, transform.init(gradient), gradient)
+    # Newton-Schulz brings all singular values near 1; the update is scaled to a root mean square of about 0.2.
+    for layer in updates["blocks"]["kernel"]:
+        values = np.linalg.svd(np.asarray(layer) / (optim.MUON_RMS * 4), compute_uv=False)
+        assert 0.6 < values.min() and values.max() < 1.3
+    plain, _ = optim.optimizer(config.__class__(lr=1.0, clip_norm=0.0), lambda _: jnp.float32(1.0)).update(
+        gradient, optim.optimizer(OptimizerConfig(), lambda _: jnp.float32(1.0)).init(gradient), gradient
+    )
+    np.testing.assert_allclose(updates["bias"], plain["bias"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("pattern", "text"), [("bias$", "name kernels"), ("nothing", "matches no trained")])
+def test_muon_refuses_what_is_no_matrix(pattern, text):
+    transform = optim.optimizer(OptimizerConfig(muon=(pattern,)), lambda count: jnp.float32(1.0))
+    with pytest.raises(ConfigError, match=text):
+        transform.init({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})

@@ -51,7 +51,7 @@ def test_trainable_pattern_without_a_parameter():
 def make(toy, mesh, *, accumulate=1, ema=True, rows=8):
     config = OptimizerConfig(lr=0.1, trainable=("^head/",), accumulate=accumulate)
     rate = lambda count: jnp.float32(config.lr)  # noqa: E731
-    transform = optim.adamw(config, rate)
+    transform = optim.optimizer(config, rate)
     target = abstract(toy, transform, mesh, patterns=config.trainable, averaged=ema)
     state = create(target, toy, transform, seed=0)
     step = make_train_step(
@@ -160,7 +160,7 @@ def test_loaded_leaves_must_fit(monkeypatch, changes, message):
     task = Pretrained(toy_regression.Config(), precision=toy_regression.PARITY)
     target = abstract(
         task,
-        optim.adamw(OptimizerConfig(), lambda count: count),
+        optim.optimizer(OptimizerConfig(), lambda count: count),
         make_mesh(devices=jax.devices()[:1]),
         patterns=("",),
         averaged=False,

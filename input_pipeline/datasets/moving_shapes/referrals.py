@@ -11,7 +11,8 @@ from rvseg_jax.input_pipeline.datasets.moving_shapes.scene import ATTRIBUTES, Vo
 
 PER_KIND = 3  # sentences of one kind for one object, at most
 # How often each group comes in training. The clip was composed with look-alikes for its own two sentences.
-OWN, SINGLE, SEVERAL, ABSENT = 0.45, 0.40, 0.06, 0.09
+# "All shapes" tells what an object is without any word to understand.
+OWN, SINGLE, SEVERAL, ALL, ABSENT = 0.40, 0.30, 0.06, 0.16, 0.08
 
 Found = tuple[Meaning, frozenset[int]]
 
@@ -28,7 +29,7 @@ class Referral:
 def referrals(
     facts: Facts, own: Sequence[tuple[str, tuple[int, ...]]], words: Vocabulary, draws: Draws
 ) -> list[Referral]:
-    """The clip's own sentences first, then others: of each object, of several, and some that name nothing.
+    """The clip's own sentences first, then others: of each object, of several, of all, and some that name nothing.
 
     Every sentence is clear of every object.
     """
@@ -39,13 +40,14 @@ def referrals(
         for found in _some(kind(facts, target, draws), facts, [target])
     ]
     several = _some(_of_several(facts, draws), facts)[:1]
+    every = [(Meaning(Noun(), number=0), frozenset(range(len(facts.looks))))]
     absent: list[Found] = []
     for meaning, _ in draws.shuffled(singles):
         changes = [change for change in variations(meaning, words) if evaluate(change, facts) == frozenset()]
         if changes and len(absent) < PER_KIND:
             absent.append((draws.choice(changes), frozenset()))
     groups = [(list(own), OWN)]
-    for group, weight in ((singles, SINGLE), (several, SEVERAL), (absent, ABSENT)):
+    for group, weight in ((singles, SINGLE), (several, SEVERAL), (every, ALL), (absent, ABSENT)):
         groups.append(([(wording(meaning, draws.below(4)), tuple(sorted(ids))) for meaning, ids in group], weight))
     total = sum(weight for group, weight in groups if group)
     return [Referral(text, ids, weight / total / len(group)) for group, weight in groups for text, ids in group]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rvseg_jax.systems.flowrvs.training import DiTConfig
 
 CLIPS, BATCH = 16, 8  # clips whose latents are held at once, and clips in one call of the encoder
-FORMAT = 3  # raise it when rows change
+FORMAT = 4  # raise it when rows change
 
 logger = get_logger(__name__)
 
