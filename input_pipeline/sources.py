@@ -47,6 +47,27 @@ class ReferringSample:
     valid: np.ndarray | None = field(default=None, kw_only=True)
 
 
+@dataclass(frozen=True, eq=False)
+class TrackingSample:
+    """A clip with the masks of objects that are to be followed from its first frame.
+
+    Attributes:
+      frames: uint8 [T, H, W, 3], RGB.
+      masks: bool [N, T, H, W], the visible region of each object; empty in frames where it is hidden.
+      ids: number of each object in the dataset, 1 and up.
+      video: name of the video.
+      frame_names: names of the frames, as the dataset has them, without suffix.
+      kind: what makes the clip hard, where the dataset says so, else "".
+    """
+
+    frames: np.ndarray
+    masks: np.ndarray
+    ids: tuple[int, ...]
+    video: str
+    frame_names: tuple[str, ...]
+    kind: str = ""
+
+
 class Frames(Protocol):
     """The frames of one video; a frame is decoded when it is read."""
 
