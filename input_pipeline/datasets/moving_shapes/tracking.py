@@ -1,5 +1,6 @@
 """Clips for trackers: objects that travel far, pass behind each other, vanish, and cross their look-alikes."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -122,6 +123,16 @@ class TrackingShapes:
 def tracking_held_out(config: TrackingShapesConfig | None = None) -> TrackingShapes:
     """The 128 held-out clips of a config."""
     return TrackingShapes(replace(config or TrackingShapesConfig(), split="held_out"))
+
+
+def tracking_list_hash(source: TrackingShapes, count: int | None = None) -> str:
+    """SHA-256 of the frames and masks of the first `count` clips, or of all; equal hashes mean equal clips."""
+    digest = hashlib.sha256()
+    for index in range(len(source) if count is None else count):
+        clip = source[index]
+        digest.update(clip.frames.tobytes())
+        digest.update(clip.masks.tobytes())
+    return digest.hexdigest()
 
 
 def _happens(event: str, shown: np.ndarray) -> bool:
