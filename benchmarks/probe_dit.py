@@ -21,8 +21,9 @@ from flax import nnx
 
 from rvseg_jax.core import config as configs
 from rvseg_jax.input_pipeline.records import Records
+from rvseg_jax.parts import parameters
 from rvseg_jax.processing.text import Tokenizer, clean_text
-from rvseg_jax.systems.flowrvs import flow, parameters
+from rvseg_jax.systems.flowrvs import flow
 from rvseg_jax.training.config import parse
 from rvseg_jax.training.tasks import task_class
 from rvseg_jax.training.weights import read_params

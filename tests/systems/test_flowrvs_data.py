@@ -21,7 +21,8 @@ from rvseg_jax.models.wan.transformer import WanTransformer
 from rvseg_jax.models.wan.transformer_config import WanTransformerConfig
 from rvseg_jax.models.wan.vae import WanVAE
 from rvseg_jax.models.wan.vae_config import WanVAEConfig
-from rvseg_jax.systems.flowrvs import bundle, data, losses, parameters, text_cache
+from rvseg_jax.parts import parameters
+from rvseg_jax.systems.flowrvs import bundle, data, losses, text_cache
 from rvseg_jax.systems.flowrvs.data import DatasetsConfig
 from rvseg_jax.systems.flowrvs.training import DiTConfig, DiTTask
 from rvseg_jax.training import config as run_config

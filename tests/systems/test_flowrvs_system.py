@@ -183,7 +183,7 @@ def test_bundles_come_back(system, modules, tokenizer, clip, tmp_path):
     assert one_step.config.num_steps == 1
     with pytest.raises(InputError, match="no setting 'steps'"):
         flowrvs.load(tmp_path, steps=1)
-    (tmp_path / "flowrvs.json").write_text("{")
+    (tmp_path / "bundle.json").write_text("{")
     with pytest.raises(InputError, match="is no JSON"):
         flowrvs.load(tmp_path)
 

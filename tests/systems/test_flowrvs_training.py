@@ -15,11 +15,12 @@ from rvseg_jax.input_pipeline.records import Records
 from rvseg_jax.models.umt5.encoder import UMT5Config
 from rvseg_jax.models.wan.transformer_config import WanTransformerConfig
 from rvseg_jax.models.wan.vae_config import WanVAEConfig
+from rvseg_jax.parts.bundle import load_part
+from rvseg_jax.parts.parameters import place_matching
 from rvseg_jax.processing.video import open_video
 from rvseg_jax.systems import flowrvs
-from rvseg_jax.systems.flowrvs import bundle, latent_cache
+from rvseg_jax.systems.flowrvs import latent_cache
 from rvseg_jax.systems.flowrvs.injection import widened_patch_kernel
-from rvseg_jax.systems.flowrvs.parameters import place_matching
 from rvseg_jax.systems.flowrvs.rows import CropRow, SentenceRow, mask_frames
 from rvseg_jax.systems.flowrvs.training import DiTConfig, DiTTask
 from rvseg_jax.training import config as run_config
@@ -184,7 +185,7 @@ def test_three_stages_end_in_a_model_that_predicts(tmp_path):
     vae = stage("vae", "flowrvs.vae", vae=from_dataclass(rgb), clips=clips, crop=32)
     one_channel = {"vae": from_dataclass(VAE), "clips": clips}
     decoder = stage("decoder", "flowrvs.mask_decoder", **one_channel, crop=32, pretrained=vae)
-    given, kept = (bundle.load_part(folder, "wan_vae", FLOAT32) for folder in (vae, decoder))
+    given, kept = (load_part(folder, "wan_vae", FLOAT32) for folder in (vae, decoder))
     np.testing.assert_array_equal(given.decoder.conv_in.kernel[...].shape, kept.decoder.conv_in.kernel[...].shape)
     assert kept.decoder.conv_out.kernel[...].shape[-1] == 1
     settings = {
@@ -201,5 +202,5 @@ def test_three_stages_end_in_a_model_that_predicts(tmp_path):
     masks = next(system.segment(open_video(MovingShapes(CLIPS)[0].frames), ["the red circle"])).masks
     assert masks.shape == (1, 5, 48, 48) and whole.endswith("export")
     np.testing.assert_array_equal(
-        bundle.load_part(whole, "wan_vae", FLOAT32).encoder.conv_in.kernel[...], kept.encoder.conv_in.kernel[...]
+        load_part(whole, "wan_vae", FLOAT32).encoder.conv_in.kernel[...], kept.encoder.conv_in.kernel[...]
     )

@@ -21,22 +21,24 @@ RANKS = {
     "layers": 4,
     "models": 5,
     "input_pipeline": 5,
-    "systems": 6,
     "convert": 6,
-    "evaluation": 7,
-    "training": 8,
-    "parity": 8,
-    "configs": 9,
-    "planning": 9,
+    "parts": 6,
+    "trackers": 7,
+    "systems": 8,
+    "evaluation": 9,
+    "training": 10,
+    "parity": 10,
+    "configs": 11,
+    "planning": 11,
     "zoo": 0,
-    "api": 10,
-    "cli": 11,
+    "api": 12,
+    "cli": 13,
 }
 # Reading a clip and writing one share their code.
 SIBLINGS = {("formats", "processing"), ("processing", "formats")}
 # Conversion needs the abstract trees of models, and systems load converted checkpoints: each imports the other
 # inside functions only.
-LAZY = {("convert", "systems"), ("systems", "convert")}
+LAZY = {("convert", "systems"), ("parts", "convert")}
 NUMPY_ONLY = ("rvseg_jax/processing", "rvseg_jax/formats", "input_pipeline")
 
 

@@ -21,10 +21,11 @@ from rvseg_jax.models.wan.vae import SHARDING as VAE_SHARDING
 from rvseg_jax.models.wan.vae import WanVAE
 from rvseg_jax.models.wan.vae_config import WanVAEConfig
 from rvseg_jax.parallel.rules import Table, prefixed
-from rvseg_jax.systems.flowrvs import bundle, losses, parameters
+from rvseg_jax.parts import parameters
+from rvseg_jax.parts.parameters import Params
+from rvseg_jax.systems.flowrvs import bundle, losses
 from rvseg_jax.systems.flowrvs.data import DatasetsConfig, training_samples, training_source
 from rvseg_jax.systems.flowrvs.inference import normalised_pixels
-from rvseg_jax.systems.flowrvs.parameters import Params
 from rvseg_jax.systems.flowrvs.rows import CropRow, clips_of
 
 Batch = Mapping[str, jax.Array]

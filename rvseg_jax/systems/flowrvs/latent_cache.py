@@ -11,7 +11,8 @@ from flax import nnx
 
 from rvseg_jax.core.logging import get_logger
 from rvseg_jax.models.wan.vae import WanVAE
-from rvseg_jax.systems.flowrvs import data, parameters
+from rvseg_jax.parts import parameters
+from rvseg_jax.systems.flowrvs import data
 from rvseg_jax.systems.flowrvs.config import FlowRVSConfig
 from rvseg_jax.systems.flowrvs.inference import normalised_pixels
 from rvseg_jax.systems.flowrvs.rows import clips_of, latent_validity, mask_frames

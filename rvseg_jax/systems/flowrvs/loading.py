@@ -14,6 +14,7 @@ from rvseg_jax.core.errors import InputError
 from rvseg_jax.models.umt5.encoder import UMT5Config, UMT5Encoder, encode_blockwise
 from rvseg_jax.models.wan.transformer import WanTransformer
 from rvseg_jax.models.wan.vae import WanVAE
+from rvseg_jax.parts.bundle import is_bundle, load_part
 from rvseg_jax.processing.text import Tokenizer
 from rvseg_jax.systems.flowrvs import TINY, bundle
 from rvseg_jax.systems.flowrvs.config import FlowRVSConfig
@@ -24,10 +25,10 @@ from rvseg_jax.zoo import resolve
 def load(checkpoint: Path | None, *, dtype: str | None, mesh: Any, **settings: Any) -> FlowRVS:
     """See `rvseg_jax.systems.flowrvs.load`."""
     folder = resolve(TINY if checkpoint is None else checkpoint)
-    if bundle.is_bundle(folder):
+    if is_bundle(folder):
         precision = precisions.by_name(dtype or "float32")
         config = _changed(bundle.load_config(folder, precision), settings)
-        dit, vae, text = (bundle.load_part(folder, part, precision) for part in bundle.FIELDS)
+        dit, vae, text = (load_part(folder, part, precision) for part in bundle.FIELDS)
         return FlowRVS(config, LoadedParts(dit, vae, text), Tokenizer.from_file(folder))  # type: ignore[arg-type]
     parts = ConvertedParts(folder, dtype, mesh)
     return FlowRVS(_changed(parts.config, settings), parts, parts.tokenizer())
@@ -103,7 +104,7 @@ def describe() -> dict[str, Any]:
 
     models = {"wan_dit": WanTransformer, "wan_vae": WanVAE, "umt5": UMT5Encoder}
     presets = {"released": FlowRVSConfig.released()}
-    if bundle.is_bundle(resolve(TINY)):
+    if is_bundle(resolve(TINY)):
         presets["tiny"] = bundle.load_config(resolve(TINY), precisions.FLOAT32)
     parts = {}
     for part, field in bundle.FIELDS.items():

@@ -12,8 +12,8 @@ from flax import nnx
 
 from rvseg_jax.core.logging import get_logger
 from rvseg_jax.core.precision import BFLOAT16
+from rvseg_jax.parts import bundle, parameters
 from rvseg_jax.processing.text import Tokenizer, clean_text
-from rvseg_jax.systems.flowrvs import bundle, parameters
 from rvseg_jax.systems.flowrvs.loading import encode_stored
 from rvseg_jax.systems.flowrvs.rows import CachedText
 from rvseg_jax.zoo import resolve

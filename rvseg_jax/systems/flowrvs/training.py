@@ -26,18 +26,19 @@ from rvseg_jax.models.wan.vae import SHARDING as VAE_SHARDING
 from rvseg_jax.models.wan.vae import Posterior, WanVAE
 from rvseg_jax.models.wan.vae_config import WanVAEConfig
 from rvseg_jax.parallel.rules import Table, prefixed
-from rvseg_jax.systems.flowrvs import bundle, data, flow, losses, parameters, text_cache
+from rvseg_jax.parts import parameters
+from rvseg_jax.systems.flowrvs import bundle, data, flow, losses, text_cache
 from rvseg_jax.systems.flowrvs.config import FlowRVSConfig
 from rvseg_jax.systems.flowrvs.data import DatasetsConfig
 from rvseg_jax.systems.flowrvs.inference import normalised_pixels, state_input
 from rvseg_jax.systems.flowrvs.injection import widened_patch_kernel
-from rvseg_jax.systems.flowrvs.parameters import Params
 from rvseg_jax.systems.flowrvs.rows import SentenceRow, clips_of
 from rvseg_jax.systems.flowrvs.validation import Validator, region_similarity
 from rvseg_jax.zoo import resolve
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Params = parameters.Params
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Parameters of the stages of training as nested plain dicts: initialised, read from earlier work, placed."""
+"""Parameters of models as nested plain dicts: initialised, read from earlier work, placed."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ from flax import nnx
 from rvseg_jax.core import tree_paths
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.core.precision import Precision
-from rvseg_jax.systems.flowrvs import bundle
+from rvseg_jax.parts import bundle
 from rvseg_jax.zoo import resolve
 
 Params = dict[str, Any]
@@ -50,7 +50,7 @@ def read(folder: str | Path, part: str, precision: Precision, target: Params | N
 
     Args:
       folder: a folder of `bundle.save` ("zoo/..." is bundled), or one of `rvseg convert`.
-      part: "wan_dit", "wan_vae" or "umt5".
+      part: its name, such as "wan_dit".
       precision: number formats of the parameters.
       target: `jax.ShapeDtypeStruct` leaves; a converted checkpoint is read straight onto their shardings.
 
