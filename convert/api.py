@@ -29,7 +29,7 @@ def from_torch(
     """The module of a part with the weights of its torch original.
 
     Args:
-      name: "wan_dit", "wan_vae" or "umt5".
+      name: of the part, as in `convert.registry.PARTS`.
       source: {torch key: numpy array}, or weight files: a file, a folder, or several files that together make
         one checkpoint.
       config: the part's configuration; without it that of upstream's `config.json` beside the weights, or
@@ -54,16 +54,19 @@ def from_torch(
     return engine.fill(found.plan, found.match, found.skeleton, found.tensors, shardings=shardings)
 
 
-def to_torch(name: str, module: nnx.Module, config: Any = None, *, aliases: bool = False) -> dict[str, np.ndarray]:
+def to_torch(
+    name: str, module: nnx.Module, config: Any = None, *, aliases: bool = False, layout: str = ""
+) -> dict[str, np.ndarray]:
     """The tensors of the torch original, from a module of a part; the inverse of `from_torch`.
 
     Args:
       config: the part's configuration, `module.cfg` if not given.
       aliases: whether keys that repeat another one (tied weights) are written too.
+      layout: of the keys, one of the part's layouts or that of the original.
     """
     part = registry.part(name)
     config = getattr(module, "cfg", None) if config is None else config
     if config is None:
         raise InputError(f"{type(module).__name__} does not carry its configuration: give it as `config`")
-    plan, _ = engine.plan_for(part, config)
+    plan, _ = engine.plan_for(part, config, layout)
     return engine.to_tensors(plan, engine.leaves_of(module), aliases=aliases)

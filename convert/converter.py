@@ -160,7 +160,7 @@ def _write_part(folder: epath.Path, opened: Opened, report: Callable[[str], None
         config=config_fields(found.config),
         dtype=str(np.dtype(found.config.precision.param_dtype)),
         licence=part.licence,
-        table=table_hash(part.table(found.config)),
+        table=table_hash(part.table(found.config, found.layout)),
         sources=sources,
         prefix=checkpoint.prefix,
         weights="model" if checkpoint.shadow is None else "ema",
@@ -172,6 +172,7 @@ def _write_part(folder: epath.Path, opened: Opened, report: Callable[[str], None
         aliases=_aliases(found),
         dropped={key: drop.reason for key, drop in found.match.dropped.items() if not drop.keep},
         leaves={leaf: records[leaf] for leaf in leaves},
+        layout=found.layout,
     )
 
 

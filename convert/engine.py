@@ -74,10 +74,14 @@ def leaves_of(module: nnx.Module) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=16)
-def plan_for(part: Part, config: Any) -> tuple[Plan, Skeleton]:
-    """The part's table compiled against its model; remembered, as tracing a model takes a second."""
-    model = skeleton(part, config)
-    return compile_table(part.table(config), model.shapes), model
+def plan_for(part: Part, config: Any, layout: str = "") -> tuple[Plan, Skeleton]:
+    """The part's table compiled against its model; remembered, as tracing a model takes a second.
+
+    Args:
+      layout: of the keys, one of `part.layouts` or that of the original.
+    """
+    model = plan_for(part, config)[1] if layout else skeleton(part, config)
+    return compile_table(part.table(config, layout), model.shapes), model
 
 
 def check_kinds(plan: Plan, match: Match, model: Skeleton, tensors: Mapping[str, np.ndarray]) -> None:

@@ -53,7 +53,7 @@ def export(
     record = store.part_record(folder, read_manifest(folder), name)
     if out.exists():
         raise ConversionError(f"{out}: exists already; name a file that does not")
-    plan, model = engine.plan_for(part, store.stored_config(part, record))
+    plan, model = engine.plan_for(part, store.stored_config(part, record), record.layout)
     store.check_leaves(folder, name, record, model.shapes)
     kept_file = folder / kept_name(name)
     kept = dict(read_safetensors(Path(kept_file))) if kept_file.exists() else {}

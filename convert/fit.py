@@ -18,6 +18,7 @@ class Fit:
     Attributes:
       tensors: all tensors under their names.
       match: how their keys take part in `plan`.
+      layout: of the keys, one of the part's layouts or "" for the original's.
     """
 
     config: Any
@@ -25,6 +26,7 @@ class Fit:
     skeleton: engine.Skeleton
     tensors: Tensors
     match: Match
+    layout: str = ""
 
 
 def fit(part: Part, checkpoint: Checkpoint, config: Any = None, *, precision: Any = None) -> Fit:
@@ -42,11 +44,12 @@ def fit(part: Part, checkpoint: Checkpoint, config: Any = None, *, precision: An
     nearest: ConversionError | None = None
     for candidate in candidates:
         candidate = engine.with_precision(candidate, precision)
-        try:
-            return _fit(part, checkpoint, candidate)
-        except ConversionError as error:
-            if nearest is None or _distance(error) < _distance(nearest):
-                nearest = error
+        for layout in ("", *part.layouts):
+            try:
+                return _fit(part, checkpoint, candidate, layout)
+            except ConversionError as error:
+                if nearest is None or _distance(error) < _distance(nearest):
+                    nearest = error
     if nearest is None:
         raise ConversionError(f"{part.name} has no published size: give its config")
     message, where = str(nearest), f"{checkpoint.files[0]}: " if checkpoint.files else ""
@@ -54,18 +57,19 @@ def fit(part: Part, checkpoint: Checkpoint, config: Any = None, *, precision: An
     raise ConversionError(where + message.removeprefix(where) + hint)
 
 
-def _fit(part: Part, checkpoint: Checkpoint, config: Any) -> Fit:
+def _fit(part: Part, checkpoint: Checkpoint, config: Any, layout: str) -> Fit:
     order = None if checkpoint.shadow is None else part.parameter_order(config)
     tensors = checkpoint.named(order)
-    plan, skeleton = engine.plan_for(part, config)
+    plan, skeleton = engine.plan_for(part, config, layout)
     match = plan.match({key: array.shape for key, array in tensors.items()})
     engine.check_kinds(plan, match, skeleton, tensors)
-    return Fit(config, plan, skeleton, tensors, match)
+    return Fit(config, plan, skeleton, tensors, match, layout)
 
 
 def _candidates(part: Part, checkpoint: Checkpoint) -> list[Any]:
     try:
-        return part.candidates(_upstream(part, checkpoint))
+        shapes = {key: tuple(array.shape) for key, array in checkpoint.tensors.items()}
+        return part.candidates(_upstream(part, checkpoint), shapes)
     except (ValueError, TypeError) as error:
         raise ConversionError(f"{checkpoint.files[0].parent / 'config.json'}: {error}") from None
 

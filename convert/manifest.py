@@ -6,6 +6,7 @@ A folder without `manifest.json` is no checkpoint: the manifest is written last.
 import dataclasses
 import hashlib
 import json
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class PartRecord:
       aliases: {torch key: key that it repeats}.
       dropped: {torch key: reason}, recomputed by the model and not exported.
       leaves: {leaf path: record}.
+      layout: which of the part's key layouts the source had, "" for the original's.
     """
 
     config: Mapping[str, Any]
@@ -62,6 +64,7 @@ class PartRecord:
     aliases: Mapping[str, str]
     dropped: Mapping[str, str]
     leaves: Mapping[str, LeafRecord]
+    layout: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,25 +128,34 @@ def _part_record(fields: Mapping[str, Any]) -> PartRecord:
 
 
 def config_fields(config: Any) -> dict[str, Any]:
-    """Fields of a config as JSON values, without its precision."""
-    return {
-        field.name: _lists(getattr(config, field.name))
-        for field in dataclasses.fields(config)
-        if field.name != "precision"
-    }
+    """Fields of a config as JSON values, without its precision; a config within it is an object of its own."""
+
+    def value(entry: Any) -> Any:
+        return config_fields(entry) if dataclasses.is_dataclass(entry) else _lists(entry)
+
+    names = [field.name for field in dataclasses.fields(config) if field.name != "precision"]
+    return {name: value(getattr(config, name)) for name in names}
 
 
 def config_from(cls: type, fields: Mapping[str, Any], precision: Any) -> Any:
-    """The config with these fields; lists become tuples.
+    """The config with these fields; lists become tuples, and objects the configs that the class says.
 
     Raises:
       ConversionError: for a field that the config class does not have.
     """
-    known = {field.name for field in dataclasses.fields(cls)}
-    unknown = sorted(set(fields) - known)
+    return cls(**_config_values(cls, fields), precision=precision)
+
+
+def _config_values(cls: type, fields: Mapping[str, Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
     if unknown:
-        raise ConversionError(f"{cls.__name__} has no field {unknown[0]!r}: it has {', '.join(sorted(known))}")
-    return cls(**{name: _tuples(value) for name, value in fields.items()}, precision=precision)
+        raise ConversionError(f"{cls.__name__} has no field {unknown[0]!r}: it has {', '.join(sorted(hints))}")
+    values = {}
+    for name, value in fields.items():
+        nested = dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping)
+        values[name] = hints[name](**_config_values(hints[name], value)) if nested else _tuples(value)
+    return values
 
 
 def _lists(value: Any) -> Any:

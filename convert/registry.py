@@ -26,6 +26,8 @@ class Part:
       variants: what makes of a config one whose network upstream's `config.json` does not tell apart.
       prefixes: prefixes that some checkpoints put in front of all keys.
       table_module: dotted name of the module with `table(config)`, by default the file in `convert/tables`.
+      layouts: further sets of keys that the same weights are published under; `table(config)` of one called LAYOUT is
+        in the module of that name with `_LAYOUT` behind.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Part:
     variants: tuple[Callable[[Any], Any], ...] = ()
     prefixes: tuple[str, ...] = ()
     table_module: str = ""
+    layouts: tuple[str, ...] = ()
 
     def model_class(self) -> Callable[..., Any]:
         """The model class: `cls(cfg, rngs=...)`."""
@@ -48,14 +51,22 @@ class Part:
         """The frozen dataclass of the model's configuration."""
         return getattr(importlib.import_module(self.module), self.config)
 
-    def candidates(self, upstream: Mapping[str, Any] | None) -> list[Any]:
+    def candidates(
+        self, upstream: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]] | None = None
+    ) -> list[Any]:
         """Configs that a checkpoint may have: that of upstream's `config.json`, or else the published sizes.
 
-        The variants of each follow it: FlowRVS changes input or output channels and writes no config.
+        The variants of each follow it: FlowRVS changes input or output channels and writes no config. A model whose
+        sizes the tensors tell has a config with `from_shapes`, which is asked where there is no `config.json`.
         """
         config = self.config_class()
         if upstream is not None:
             bases = [config.from_upstream(upstream)]
+        elif shapes is not None and hasattr(config, "from_shapes"):
+            try:
+                bases = [config.from_shapes(shapes)]
+            except ValueError:  # a tensor is missing: the published size says which
+                bases = [getattr(config, preset)() for preset in self.presets]
         else:
             bases = [getattr(config, preset)() for preset in self.presets]
         return bases + [variant(base) for base in bases for variant in self.variants]
@@ -64,17 +75,22 @@ class Part:
         """The model's table of path pattern -> logical axis names; empty if the model has none."""
         return getattr(importlib.import_module(self.module), "SHARDING", ())
 
-    def table(self, config: Any) -> Table:
-        """The conversion table for a configuration."""
-        return self._tables().table(config)
+    def table(self, config: Any, layout: str = "") -> Table:
+        """The conversion table for a configuration, of the keys of the original or of another layout."""
+        return self._tables(layout).table(config)
 
     def parameter_order(self, config: Any) -> list[str] | None:
         """Torch keys in the order of upstream's `module.parameters()`, or None if it is not recorded."""
         order = getattr(self._tables(), "parameter_order", None)
         return None if order is None else order(config)
 
-    def _tables(self) -> Any:
-        return importlib.import_module(self.table_module or f"rvseg_jax.convert.tables.{self.name}")
+    def _tables(self, layout: str = "") -> Any:
+        if layout and layout not in self.layouts:
+            raise InputError(
+                f"{self.name} has no key layout {layout!r}: it has {', '.join(self.layouts) or 'one only'}"
+            )
+        module = self.table_module or f"rvseg_jax.convert.tables.{self.name}"
+        return importlib.import_module(f"{module}_{layout}" if layout else module)
 
 
 PARTS: Mapping[str, Part] = {
@@ -112,6 +128,16 @@ PARTS: Mapping[str, Part] = {
             folder="text_encoder",
             upstream=("UMT5EncoderModel",),
             presets=("xxl",),
+        ),
+        Part(
+            "sam2",
+            "rvseg_jax.models.sam2.model",
+            "Sam2",
+            "Sam2Config",
+            licence="Apache-2.0 (facebookresearch/sam2)",
+            upstream=("Sam2Model", "Sam2VideoModel"),
+            variants=(lambda config: config.image_only(),),
+            layouts=("transformers",),
         ),
     )
 }

@@ -65,7 +65,7 @@ def _open(name: str, record: PartRecord, source: Source) -> tuple[Opened, list[s
     if sorted(file["sha256"] for file in files) != sorted(file["sha256"] for file in record.sources):
         named = ", ".join(file["name"] for file in record.sources)
         problems.append(f"{name}: the files given are not those that were converted ({named})")
-    if table_hash(part.table(opened.fit.config)) != record.table:
+    if table_hash(part.table(opened.fit.config, record.layout)) != record.table:
         problems.append(f"{name}: the conversion table has changed since")
     return opened, problems
 

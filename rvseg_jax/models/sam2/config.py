@@ -1,8 +1,10 @@
 """Sizes and options of SAM 2 and 2.1, image half and memory half, under upstream's names."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 from rvseg_jax.core.precision import PARITY, Precision
 
@@ -156,6 +158,11 @@ class MemoryEncoderConfig:
     fuser_depthwise: bool = True
     fuser_layer_scale: bool = True
 
+    @property
+    def downsampler_steps(self) -> int:
+        """Strided convolutions of the mask's way."""
+        return round(math.log(self.downsampler_total_stride, self.downsampler_stride))
+
 
 @dataclass(frozen=True)
 class TrackingConfig:
@@ -296,12 +303,12 @@ class Sam2Config:
 
     @classmethod
     def sam2_1_small(cls, precision: Precision = PARITY) -> "Sam2Config":
-        """SAM 2.1 hiera small."""
+        """SAM 2.1 hiera small: 46,060,354 parameters."""
         return cls(hiera=HieraConfig(stages=(1, 2, 11, 2), global_att_blocks=(7, 10, 13)), precision=precision)
 
     @classmethod
     def sam2_1_base_plus(cls, precision: Precision = PARITY) -> "Sam2Config":
-        """SAM 2.1 hiera base plus."""
+        """SAM 2.1 hiera base plus: 80,850,178 parameters."""
         hiera = HieraConfig(
             embed_dim=112,
             num_heads=2,
@@ -313,7 +320,7 @@ class Sam2Config:
 
     @classmethod
     def sam2_1_large(cls, precision: Precision = PARITY) -> "Sam2Config":
-        """SAM 2.1 hiera large."""
+        """SAM 2.1 hiera large: 224,446,642 parameters."""
         hiera = HieraConfig(
             embed_dim=144,
             num_heads=2,
@@ -325,22 +332,22 @@ class Sam2Config:
 
     @classmethod
     def sam2_tiny(cls, precision: Precision = PARITY) -> "Sam2Config":
-        """SAM 2.0 hiera tiny."""
+        """SAM 2.0 hiera tiny: 38,945,986 parameters."""
         return cls.sam2_1_tiny(precision).as_sam2_0()
 
     @classmethod
     def sam2_small(cls, precision: Precision = PARITY) -> "Sam2Config":
-        """SAM 2.0 hiera small."""
+        """SAM 2.0 hiera small: 46,043,842 parameters."""
         return cls.sam2_1_small(precision).as_sam2_0()
 
     @classmethod
     def sam2_base_plus(cls, precision: Precision = PARITY) -> "Sam2Config":
-        """SAM 2.0 hiera base plus."""
+        """SAM 2.0 hiera base plus: 80,833,666 parameters."""
         return cls.sam2_1_base_plus(precision).as_sam2_0()
 
     @classmethod
     def sam2_large(cls, precision: Precision = PARITY) -> "Sam2Config":
-        """SAM 2.0 hiera large: 224,430,113 parameters; RGA3's."""
+        """SAM 2.0 hiera large: 224,430,130 parameters; RGA3's."""
         return cls.sam2_1_large(precision).as_sam2_0()
 
     def as_sam2_0(self) -> "Sam2Config":
@@ -352,6 +359,20 @@ class Sam2Config:
             use_signed_tpos_enc_to_obj_ptrs=False,
         )
         return replace(self, no_obj_embed_spatial=False, tracking=tracking)
+
+    @classmethod
+    def from_upstream(cls, values: Mapping[str, Any]) -> "Sam2Config":
+        """The config of transformers' `config.json`; raises `ValueError` for a network that is not built here."""
+        from rvseg_jax.models.sam2 import upstream
+
+        return upstream.from_transformers(values)
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> "Sam2Config":
+        """The published model with tensors of these keys and shapes, or the nearest."""
+        from rvseg_jax.models.sam2 import upstream
+
+        return upstream.from_shapes(shapes)
 
     @classmethod
     def tiny(cls, precision: Precision = PARITY) -> "Sam2Config":
