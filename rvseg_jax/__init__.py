@@ -5,14 +5,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rvseg_jax.api import Prediction as Prediction
     from rvseg_jax.api import Predictor as Predictor
+    from rvseg_jax.api import VideoTracker as VideoTracker
     from rvseg_jax.api import describe as describe
     from rvseg_jax.api import list_systems as list_systems
+    from rvseg_jax.api import list_trackers as list_trackers
     from rvseg_jax.api import load as load
     from rvseg_jax.api import plan as plan
+    from rvseg_jax.trackers.prompts import Prompt as Prompt
 
 __version__ = "0.1.0"
 
-__all__ = ["Prediction", "Predictor", "describe", "list_systems", "load", "plan"]
+__all__ = [
+    "Prediction",
+    "Predictor",
+    "Prompt",
+    "VideoTracker",
+    "describe",
+    "list_systems",
+    "list_trackers",
+    "load",
+    "plan",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,11 @@
-"""The library's front door: load a system, give it a clip and sentences, get masks, write them to files."""
+"""The library's front door: load a system or tracker, give it a clip, get masks, write them to files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -15,14 +16,18 @@ from rvseg_jax.formats.output import MaskWriter, check_formats, write_summary, w
 from rvseg_jax.formats.staging import Staging
 from rvseg_jax.processing.video import IteratorVideo, Video, open_video
 from rvseg_jax.systems import base
-from rvseg_jax.systems.base import Progress, SegmentOptions, Status, Verdict
+from rvseg_jax.systems.base import MaskChunk, Progress, SegmentOptions, Status, Verdict
+from rvseg_jax.trackers import base as trackers
+from rvseg_jax.trackers.prompts import Prompt
+from rvseg_jax.trackers.video import check_prompts, follow
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Masks of a clip for one or several sentences; N sentences, T frames.
+    """Masks of a clip for one or several sentences, or tracked objects; N of them, T frames.
 
-    Masks are held run-length coded, in `rles[n][t]`; `masks` decodes them all.
+    Masks are held run-length coded, in `rles[n][t]`; `masks` decodes them all. `objects` are the numbers of tracked
+    objects, whose `text` is "object 1" and so on; it is empty for sentences.
     """
 
     system: str
@@ -34,6 +39,7 @@ class Prediction:
     width: int
     rles: tuple[tuple[rle.RLE, ...], ...]
     verdicts: tuple[Verdict, ...]
+    objects: tuple[int, ...] = ()
     source: Video | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -83,7 +89,7 @@ class Prediction:
         formats = check_formats(format)
         record = self.record()
         with Staging(folder) as staging:
-            with writers(staging, formats, self.video, len(self.text), self.source) as opened:
+            with _writers(staging, formats, self.video, self.text, self.objects, self.source) as opened:
                 for index, name in enumerate(self.names):
                     masks = self.frame_masks(index)[:, None]
                     for writer in opened:
@@ -136,7 +142,7 @@ class Predictor:
         clip, texts = open_video(video, rate=rate), self._check_texts(text)
         again = None if isinstance(clip, IteratorVideo) else clip
         with Staging(folder) as staging:
-            with writers(staging, names, clip.name, len(texts), again) as opened:
+            with _writers(staging, names, clip.name, texts, (), again) as opened:
                 prediction = self._run(clip, texts, options or SegmentOptions(), progress, opened)
             record = prediction.record()
             write_whole(staging, names, record)
@@ -155,43 +161,8 @@ class Predictor:
         if options.max_memory is None and not options.whole_clip:
             # Weights that are still to be loaded and the decoder's buffers live in the other half.
             options = replace(options, max_memory=free_bytes() // 2)
-        coded: list[list[rle.RLE]] = [[] for _ in texts]
-        done = 0
-        verdicts: list[Verdict] = []
-
-        def keep_verdicts() -> Iterator[base.MaskChunk]:
-            verdicts.extend((yield from self.system.segment(video, texts, options=options, progress=progress)))
-
-        for chunk in keep_verdicts():
-            count = chunk.masks.shape[1]
-            expected = (len(texts), count, video.height, video.width)
-            if chunk.start != done or chunk.masks.shape != expected or chunk.masks.dtype != np.bool_:
-                raise RuntimeError(
-                    f"{self.system.name} gave masks {chunk.masks.shape} {chunk.masks.dtype} from frame "
-                    f"{chunk.start} on; expected {expected} bool from frame {done} on"
-                )
-            for masks, into in zip(chunk.masks, coded, strict=True):
-                into.extend(rle.encode(mask) for mask in masks)
-            for writer in outputs:
-                writer.add(video.names[done : done + count], chunk.masks)
-            done += count
-        if done != len(video.names) or len(verdicts) != len(texts):
-            raise RuntimeError(
-                f"{self.system.name} gave masks of {done} frames and {len(verdicts)} verdicts for "
-                f"{len(video.names)} frames and {len(texts)} sentences"
-            )
-        return Prediction(
-            system=self.system.name,
-            video=video.name,
-            text=texts,
-            names=tuple(video.names),
-            rate=video.rate,
-            height=video.height,
-            width=video.width,
-            rles=tuple(tuple(masks) for masks in coded),
-            verdicts=tuple(verdicts),
-            source=None if isinstance(video, IteratorVideo) else video,
-        )
+        chunks = self.system.segment(video, texts, options=options, progress=progress)
+        return _collect(self.system.name, video, texts, (), chunks, outputs)
 
     def _check_texts(self, text: str | Sequence[str]) -> tuple[str, ...]:
         texts = check_texts(text)
@@ -205,6 +176,167 @@ class Predictor:
         return texts
 
 
+class VideoTracker:
+    """A loaded tracker, ready for videos."""
+
+    def __init__(self, tracker: trackers.Tracker) -> None:
+        self.tracker = tracker
+
+    def session(self, *, objects: int = 1) -> trackers.Session:
+        """A video to be given frame by frame; see `trackers.base.Session`.
+
+        Args:
+          objects: how many there will be, if that is known: more can be added, but compile anew.
+        """
+        return self.tracker.session(objects=objects)
+
+    def track(
+        self,
+        video: Any,
+        prompts: Mapping[int, Mapping[int, Prompt]],
+        *,
+        backward: bool = False,
+        rate: Fraction | float | None = None,
+        progress: Progress | None = None,
+    ) -> Prediction:
+        """Follow objects through a clip.
+
+        Args:
+          video: what `open_video` takes.
+          prompts: {frame: {object: Prompt}}, frames from 0, objects from 1.
+          backward: also follow objects from their first prompt towards the beginning.
+
+        Raises: InputError for a clip that cannot be read, or a prompt that does not fit it.
+        """
+        return self._run(open_video(video, rate=rate), prompts, backward, progress, [])
+
+    def track_to(
+        self,
+        folder: str | Path,
+        video: Any,
+        prompts: Mapping[int, Mapping[int, Prompt]],
+        *,
+        formats: str | Sequence[str] = ("davis", "overlay"),
+        backward: bool = False,
+        rate: Fraction | float | None = None,
+        progress: Progress | None = None,
+    ) -> Prediction:
+        """`track`, writing files while the masks are computed, and a summary `<video>.summary.json` at the end.
+
+        Raises: as `track` and `Prediction.save`, before anything is computed where that can be known.
+        """
+        names = check_formats(formats)
+        clip, ids = open_video(video, rate=rate), check_prompts(self.tracker, prompts)
+        again = None if isinstance(clip, IteratorVideo) else clip
+        with Staging(folder) as staging:
+            with _writers(staging, names, clip.name, _object_names(ids), ids, again) as opened:
+                prediction = self._run(clip, prompts, backward, progress, opened)
+            record = prediction.record()
+            write_whole(staging, names, record)
+            results = list(staging.results)
+            write_summary(staging.path(f"{clip.name}.summary.json"), record, results)
+        return prediction
+
+    def _run(
+        self,
+        video: Video,
+        prompts: Mapping[int, Mapping[int, Prompt]],
+        backward: bool,
+        progress: Progress | None,
+        outputs: Sequence[MaskWriter],
+    ) -> Prediction:
+        ids = check_prompts(self.tracker, prompts)
+
+        def chunks() -> Generator[MaskChunk, None, list[Verdict]]:
+            best = np.zeros(len(ids), np.float32)
+            for found in follow(self.tracker, video, prompts, backward=backward):
+                best = np.maximum(best, np.where(found.masks.any(axis=(1, 2)), found.scores, 0))
+                if progress is not None:
+                    progress("tracking", found.index + 1, video.count or video.expected_count)
+                yield MaskChunk(found.index, found.masks[:, None])
+            return [Verdict("ok" if score > 0 else "no_target", float(score)) for score in best]
+
+        return _collect(self.tracker.name, video, _object_names(ids), ids, chunks(), outputs)
+
+
+def _object_names(ids: Sequence[int]) -> tuple[str, ...]:
+    return tuple(f"object {object_id}" for object_id in ids)
+
+
+def _writers(
+    staging: Staging,
+    formats: Sequence[str],
+    name: str,
+    texts: Sequence[str],
+    objects: Sequence[int],
+    video: Video | None,
+) -> AbstractContextManager[list[MaskWriter]]:
+    """Writers of sentences, which count from 0, or of objects, which keep their numbers."""
+    labels = objects or range(1, len(texts) + 1)
+    return writers(staging, formats, name, labels, video, first=1 if objects else 0)
+
+
+def _collect(
+    name: str,
+    video: Video,
+    texts: tuple[str, ...],
+    objects: tuple[int, ...],
+    chunks: Generator[MaskChunk, None, list[Verdict]],
+    outputs: Sequence[MaskWriter],
+) -> Prediction:
+    """A prediction from its chunks, each of which goes to the writers as it comes."""
+    coded: list[list[rle.RLE]] = [[] for _ in texts]
+    done = 0
+    verdicts: list[Verdict] = []
+
+    def keep_verdicts() -> Iterator[MaskChunk]:
+        verdicts.extend((yield from chunks))
+
+    for chunk in keep_verdicts():
+        count = chunk.masks.shape[1]
+        expected = (len(texts), count, video.height, video.width)
+        if chunk.start != done or chunk.masks.shape != expected or chunk.masks.dtype != np.bool_:
+            raise RuntimeError(
+                f"{name} gave masks {chunk.masks.shape} {chunk.masks.dtype} from frame "
+                f"{chunk.start} on; expected {expected} bool from frame {done} on"
+            )
+        for masks, into in zip(chunk.masks, coded, strict=True):
+            into.extend(rle.encode(mask) for mask in masks)
+        for writer in outputs:
+            writer.add(video.names[done : done + count], chunk.masks)
+        done += count
+    if done != len(video.names) or len(verdicts) != len(texts):
+        raise RuntimeError(
+            f"{name} gave masks of {done} frames and {len(verdicts)} verdicts for "
+            f"{len(video.names)} frames and {len(texts)} of what it looked for"
+        )
+    return Prediction(
+        system=name,
+        video=video.name,
+        text=texts,
+        names=tuple(video.names),
+        rate=video.rate,
+        height=video.height,
+        width=video.width,
+        rles=tuple(tuple(masks) for masks in coded),
+        verdicts=tuple(verdicts),
+        objects=objects,
+        source=None if isinstance(video, IteratorVideo) else video,
+    )
+
+
+@overload
+def load(
+    system: Literal["sam2", "xmem"],
+    checkpoint: str | Path | None = None,
+    *,
+    dtype: str | None = None,
+    mesh: Any = None,
+    **options: Any,
+) -> VideoTracker: ...
+
+
+@overload
 def load(
     system: str,
     checkpoint: str | Path | None = None,
@@ -212,26 +344,46 @@ def load(
     dtype: str | None = None,
     mesh: Any = None,
     **options: Any,
-) -> Predictor:
-    """Load a system from a converted checkpoint folder, or with its bundled tiny weights where none is given.
+) -> Predictor: ...
+
+
+def load(
+    system: str,
+    checkpoint: str | Path | None = None,
+    *,
+    dtype: str | None = None,
+    mesh: Any = None,
+    **options: Any,
+) -> Predictor | VideoTracker:
+    """Load a system or tracker from a converted checkpoint folder, or with its bundled tiny weights.
 
     `dtype` names a precision ("float32", "bfloat16", "mixed", "parity"); `mesh` shards the weights over
     devices; other options are the system's own.
+
+    Returns:
+      A `Predictor` for a system, a `VideoTracker` for "sam2" and "xmem".
+
     Raises: InputError for an unknown system or a checkpoint that is missing or of another system.
     """
-    return Predictor(
-        base.module(system).load(None if checkpoint is None else Path(checkpoint), dtype=dtype, mesh=mesh, **options)
-    )
+    folder = None if checkpoint is None else Path(checkpoint)
+    if system in trackers.names():
+        return VideoTracker(trackers.module(system).load(folder, dtype=dtype, mesh=mesh, **options))
+    return Predictor(base.module(system).load(folder, dtype=dtype, mesh=mesh, **options))
 
 
 def list_systems() -> list[str]:
-    """Names that `load` takes."""
+    """Names of the systems that `load` takes."""
     return base.names()
 
 
+def list_trackers() -> list[str]:
+    """Names of the trackers that `load` takes."""
+    return trackers.names()
+
+
 def describe(name: str) -> dict[str, Any]:
-    """Parts, parameter counts, licences of the weights and published presets of a system, JSON-able."""
-    return base.module(name).describe()
+    """Parts, parameter counts, licences of the weights and published presets of a system or tracker, JSON-able."""
+    return (trackers.module(name) if name in trackers.names() else base.module(name)).describe()
 
 
 def plan(system: str, topology: str, **options: Any) -> dict[str, Any]:

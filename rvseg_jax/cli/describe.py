@@ -7,7 +7,7 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `rvseg describe`."""
-    parser.add_argument("system", nargs="?", metavar="SYSTEM", help="default: list the systems")
+    parser.add_argument("system", nargs="?", metavar="SYSTEM", help="a system or tracker; default: list them")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
     from rvseg_jax import api
 
     if args.system is None:
-        found: Any = api.list_systems()
+        found: Any = [*api.list_systems(), *api.list_trackers()]
     else:
         found = api.describe(args.system)
     print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else "\n".join(_lines(found)))

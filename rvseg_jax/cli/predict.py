@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     # All that can be wrong with the request is found before weights are loaded.
     texts = check_texts(args.text)
-    formats = _formats(args.format, overlay=not args.no_overlay)
+    formats = choose_formats(args.format, overlay=not args.no_overlay, default="mevis")
     check_formats(formats)
     if args.threshold is not None and not 0 < args.threshold < 1:
         raise InputError(f"--threshold {args.threshold} is not between 0 and 1")
@@ -145,8 +145,12 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
-def _formats(chosen: list[str] | None, *, overlay: bool) -> list[str]:
-    formats = list(chosen or ["mevis"])
+def choose_formats(chosen: list[str] | None, *, overlay: bool, default: str) -> list[str]:
+    """What `--format` and `--no-overlay` ask for.
+
+    Raises: InputError where they contradict each other.
+    """
+    formats = list(chosen or [default])
     if overlay and "overlay" not in formats:
         formats.append("overlay")
     if not overlay and "overlay" in formats:

@@ -17,6 +17,7 @@ from rvseg_jax.evaluation import (
     ref_davis_labels,
     report,
     submissions,
+    tracking,
 )
 from rvseg_jax.evaluation.datasets import DecodedVideos
 from rvseg_jax.evaluation.parts import Part
@@ -25,9 +26,12 @@ from rvseg_jax.evaluation.protocols import Protocol
 from rvseg_jax.evaluation.run_folder import SUMMARY_FILE
 from rvseg_jax.evaluation.runner import Evaluation, EvaluationOptions, MissingPolicy, evaluate
 from rvseg_jax.evaluation.scores import Score, sentence_keyed
+from rvseg_jax.input_pipeline.datasets.davis import Davis
+from rvseg_jax.input_pipeline.datasets.moving_shapes.tracking import tracking_held_out, tracking_list_hash
 from rvseg_jax.systems import base
 from rvseg_jax.systems import settings as system_settings
 from rvseg_jax.systems.base import SegmentOptions
+from rvseg_jax.trackers import base as trackers
 
 _MEVIS_SCORED = ("train", "valid_u")  # splits whose masks are public
 
@@ -40,13 +44,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split valid, gives the archive for the benchmark's server instead of scores. The exit code is 1 if not "
         "every expected sample has been scored. docs/evaluation.md explains the protocols."
     )
-    parser.add_argument("system", metavar="SYSTEM", help=f"one of {', '.join(base.names())}, or a folder of masks")
+    parser.add_argument(
+        "system",
+        metavar="SYSTEM",
+        help=f"one of {', '.join([*base.names(), *trackers.names()])}, or a folder of masks",
+    )
     parser.add_argument("dataset", choices=datasets.NAMES, metavar="DATASET", help=", ".join(datasets.NAMES))
     parser.add_argument("root", nargs="?", type=Path, metavar="ROOT", help="the dataset's folder (moving_shapes: none)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where results are written")
     parser.add_argument("--checkpoint", type=Path, help="converted checkpoint; the bundled tiny weights if not given")
     parser.add_argument("--dtype", help="precision of the system: parity, float32, bfloat16 or mixed")
     parser.add_argument("--split", help="split of the dataset (mevis: valid_u if not given; others: valid)")
+    parser.add_argument("--year", choices=("2016", "2017"), help="list of videos (davis; the later one that is there)")
+    parser.add_argument("--write-masks", action="store_true", help="write label images into DIR/masks (davis)")
     parser.add_argument("--frames", type=Path, help="folder of the videos' frames, if not in the split (mevis)")
     parser.add_argument(
         "--protocol", choices=protocols.REF_DAVIS, help="which protocol (ref_davis; official if not given)"
@@ -82,7 +92,10 @@ def run(args: argparse.Namespace) -> int:
     """Run `rvseg eval` and return its exit code."""
     part, together = processes.share(args.shard)
     options = EvaluationOptions(batch=args.batch, resume=args.resume, limit=args.limit, part=part, together=together)
-    evaluation = _JOBS[args.dataset](args, options)
+    jobs = _TRACKING_JOBS if args.system in trackers.names() else _JOBS
+    if args.dataset not in jobs:
+        raise InputError(f"{args.system} cannot be scored on {args.dataset}, only on {', '.join(jobs)}")
+    evaluation = jobs[args.dataset](args, options)
     if evaluation.waiting:
         return _report_part(evaluation, part, as_json=args.json)
     if not options.together or part.index == 0:
@@ -226,6 +239,42 @@ def _moving_shapes(args: argparse.Namespace, options: EvaluationOptions) -> Eval
     )
 
 
+def _tracking_shapes(args: argparse.Namespace, options: EvaluationOptions) -> Evaluation:
+    tracker, source = _tracker(args), tracking_held_out()
+    hashes = {"list_hashes": {"held_out": tracking_list_hash(source)}}
+    return tracking.evaluate(
+        source,
+        tracker,
+        args.output,
+        score=tracking.visible_frames,
+        settings=_settings(args, protocols.TRACKING_SHAPES) | hashes,
+        options=options,
+        controls={
+            "first_mask": tracking.first_mask,
+            "first_only": lambda sample: tracking.first_only(tracker, sample),
+        },
+        progress=_progress(),
+    )
+
+
+def _davis(args: argparse.Namespace, options: EvaluationOptions) -> Evaluation:
+    source = Davis(_root(args), args.split or "val", year=args.year or "")
+    protocol = replace(protocols.DAVIS, text=protocols.DAVIS.text.format(year=source.year))
+    return tracking.evaluate(
+        source,
+        _tracker(args),
+        args.output,
+        score=tracking.semi_supervised,
+        settings=_settings(args, protocol),
+        options=options,
+        controls={"first_mask": tracking.first_mask},
+        masks_folder=args.output / "masks" if args.write_masks else None,
+        progress=_progress(),
+    )
+
+
+# Datasets of trackers, and of systems; moving_shapes has clips for both.
+_TRACKING_JOBS = {datasets.DAVIS: _davis, datasets.MOVING_SHAPES: _tracking_shapes}
 _JOBS = {
     datasets.MEVIS: _mevis,
     datasets.MOVING_SHAPES: _moving_shapes,
@@ -243,12 +292,17 @@ def _root(args: argparse.Namespace) -> Path:
 
 def _is_folder(system: str) -> bool:
     """Whether SYSTEM is a folder of predictions; a system's name wins over a folder of that name."""
-    return system not in base.names() and Path(system).is_dir()
+    return system not in (*base.names(), *trackers.names()) and Path(system).is_dir()
 
 
 def _system(args: argparse.Namespace) -> base.System:
     settings = system_settings.parse(args.set)
     return base.module(args.system).load(args.checkpoint, dtype=args.dtype, mesh=None, **settings)
+
+
+def _tracker(args: argparse.Namespace) -> trackers.Tracker:
+    settings = system_settings.parse(args.set)
+    return trackers.module(args.system).load(args.checkpoint, dtype=args.dtype, mesh=None, **settings)
 
 
 def _segment_options(args: argparse.Namespace) -> SegmentOptions:

@@ -15,11 +15,12 @@ from rvseg_jax.input_pipeline.datasets.ref_youtube_vos import RefYouTubeVos
 from rvseg_jax.input_pipeline.datasets.sentences import SentencesOfVideos
 from rvseg_jax.input_pipeline.sources import ReferringSample, ReferringVideo
 
+DAVIS = "davis"
 MEVIS = "mevis"
 MOVING_SHAPES = "moving_shapes"
 REF_DAVIS = "ref_davis"
 REF_YOUTUBE_VOS = "ref_youtube_vos"
-NAMES = (MEVIS, MOVING_SHAPES, REF_DAVIS, REF_YOUTUBE_VOS)
+NAMES = (DAVIS, MEVIS, MOVING_SHAPES, REF_DAVIS, REF_YOUTUBE_VOS)
 _MEVIS_SPLIT = "valid_u"
 
 

@@ -38,6 +38,20 @@ _REF_DAVIS = (
     "counted; mean over the four. {rest}"
 )
 
+DAVIS = Protocol(
+    "semi_supervised",
+    "DAVIS {year}, semi-supervised: objects given in the first frame, first and last frame not counted; mean over the "
+    "objects of all videos",
+    "zero",
+    "a tracker gives a mask of every frame",
+)
+TRACKING_SHAPES = Protocol(
+    "visible_frames",
+    "moving_shapes for trackers, held-out clips: objects given in the first frame; mean over objects of the mean over "
+    "the later frames in which the object shows; frames in which it is hidden apart",
+    "zero",
+    "a tracker gives a mask of every frame",
+)
 MEVIS = Protocol(
     PER_EXPRESSION,
     "MeViS: mean over (video, expression) of the mean over all frames of J and F",

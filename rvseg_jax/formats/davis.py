@@ -33,16 +33,16 @@ def palette() -> np.ndarray:
     return colours
 
 
-def label_map(masks: np.ndarray) -> np.ndarray:
+def label_map(masks: np.ndarray, values: Sequence[int] | None = None) -> np.ndarray:
     """One label image from the masks of several objects; where they overlap, the first object wins.
 
-    Shapes: masks [N, H, W] bool; result [H, W] uint8, object n is n + 1.
-    Raises: InputError for more objects than labels.
+    Shapes: masks [N, H, W] bool; result [H, W] uint8, object n is values[n], by default n + 1.
+    Raises: InputError for more objects than labels, or a value that is none.
     """
-    _check_count(len(masks))
+    values = _checked(range(1, len(masks) + 1) if values is None else values)
     labels = np.zeros(masks.shape[1:], dtype=np.uint8)
-    for index in reversed(range(len(masks))):
-        labels[masks[index]] = index + 1
+    for value, mask in reversed(list(zip(values, masks, strict=True))):
+        labels[mask] = value
     return labels
 
 
@@ -147,8 +147,15 @@ def read_named_labels(folder: Path, name: str) -> np.ndarray:
 class DavisWriter:
     """Write masks as one palette PNG a frame into a folder, frame by frame."""
 
-    def __init__(self, folder: Path, sentences: int) -> None:
-        _check_count(sentences)
+    def __init__(self, folder: Path, values: Sequence[int]) -> None:
+        """Makes the folder.
+
+        Args:
+          values: label of each sentence or object.
+
+        Raises: InputError for more of them than labels, or a value that is none.
+        """
+        self._values = _checked(values)
         self.folder = folder
         folder.mkdir(parents=True)
 
@@ -158,7 +165,7 @@ class DavisWriter:
         Shapes: masks [N, t, H, W] bool, of the t frames called `names`.
         """
         for index, name in enumerate(names):
-            write_labels(self.folder / f"{name}.png", label_map(masks[:, index]))
+            write_labels(self.folder / f"{name}.png", label_map(masks[:, index], self._values))
 
     def close(self) -> None:
         """Nothing is left to write."""
@@ -167,6 +174,10 @@ class DavisWriter:
         """Nothing is open."""
 
 
-def _check_count(objects: int) -> None:
-    if objects > MAX_OBJECTS:
-        raise InputError(f"{objects} objects do not fit into one label image; at most {MAX_OBJECTS} do")
+def _checked(values: Sequence[int]) -> Sequence[int]:
+    if len(values) > MAX_OBJECTS:
+        raise InputError(f"{len(values)} objects do not fit into one label image; at most {MAX_OBJECTS} do")
+    for value in values:
+        if not 1 <= value <= MAX_OBJECTS:
+            raise InputError(f"object {value} has no label in a palette image; number objects from 1 to {MAX_OBJECTS}")
+    return values

@@ -36,10 +36,16 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 class MaskPngWriter:
-    """Write masks frame by frame into one folder a sentence, `0`, `1`, ... in the order of the sentences."""
+    """Write masks frame by frame into one folder a sentence or object."""
 
-    def __init__(self, folder: Path, sentences: int) -> None:
-        self._folders = [folder / str(index) for index in range(sentences)]
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        """Makes the folders.
+
+        Args:
+          folder: holds them.
+          names: of the folders, "0", "1", ... for sentences.
+        """
+        self._folders = [folder / name for name in names]
         for path in self._folders:
             path.mkdir(parents=True)
 

@@ -51,9 +51,13 @@ def check_formats(formats: str | Sequence[str]) -> list[str]:
 
 @contextmanager
 def writers(
-    staging: Staging, formats: Sequence[str], name: str, sentences: int, video: Video | None
+    staging: Staging, formats: Sequence[str], name: str, labels: Sequence[int], video: Video | None, *, first: int = 0
 ) -> Iterator[list[MaskWriter]]:
     """The writers of those formats that are written as masks come, for a clip called `name`; closed at the end.
+
+    Args:
+      labels: number of each sentence or object, 1 and up.
+      first: what number 1 is called where folders have numbers: sentences count from 0, objects from 1.
 
     Raises: InputError for an overlay where `video` is None, and for more sentences than a format holds.
     """
@@ -62,9 +66,9 @@ def writers(
         for format_name in formats:
             path = FORMATS[format_name].format(video=name)
             if format_name == "mevis":
-                made.append(MaskPngWriter(staging.path(path), sentences))
+                made.append(MaskPngWriter(staging.path(path), [str(label - 1 + first) for label in labels]))
             elif format_name == "davis":
-                made.append(DavisWriter(staging.path(path), sentences))
+                made.append(DavisWriter(staging.path(path), labels))
             elif format_name == "overlay":
                 if video is None:
                     raise InputError("an overlay needs the clip once more; give a file, a folder or an array")

@@ -42,7 +42,7 @@ def test_davis_palette_matches_real_annotations(shared_data):
 
 def test_davis_round_trip_and_overlap(tmp_path):
     masks = _masks()
-    writer = davis.DavisWriter(tmp_path / "clip", 2)
+    writer = davis.DavisWriter(tmp_path / "clip", (1, 2))
     writer.add(["a1", "a2"], masks[:, :2])
     writer.add(["a10"], masks[:, 2:])
     writer.close()
@@ -59,12 +59,12 @@ def test_davis_refuses_colours_and_too_many_objects(tmp_path):
     with pytest.raises(InputError, match="RGB"):
         davis.read_labels(tmp_path / "0.png")
     with pytest.raises(InputError, match="255 objects"):
-        davis.DavisWriter(tmp_path / "clip", 255)
+        davis.DavisWriter(tmp_path / "clip", range(1, 256))
 
 
 def test_mask_png_round_trip(tmp_path):
     masks = _masks()
-    writer = mask_png.MaskPngWriter(tmp_path / "clip", 2)
+    writer = mask_png.MaskPngWriter(tmp_path / "clip", ("0", "1"))
     writer.add(["00000", "00005", "00010"], masks)
     for sentence in range(2):
         for index, name in enumerate(["00000", "00005", "00010"]):
