@@ -82,8 +82,7 @@ def write_clip():
 def random_leaves():
     """A function that fills a tree of shapes with random numbers, matrices scaled by their inputs.
 
-    Leaves called `var` are variances and come out positive. Running a model's own initialisers makes XLA compile a
-    program for every shape.
+    Running a model's own initialisers makes XLA compile a program for every shape.
     """
     import jax
     import jax.numpy as jnp
@@ -92,13 +91,10 @@ def random_leaves():
     def fill(abstract, seed=0):
         rng = np.random.default_rng(seed)
 
-        def values(path, leaf):
+        def values(leaf):
             inputs = np.prod(leaf.shape[-4:-1]) if len(leaf.shape) > 1 else 100
-            drawn = rng.standard_normal(leaf.shape) / np.sqrt(inputs)
-            if "['var']" in jax.tree_util.keystr(path):
-                drawn = 0.5 + np.abs(drawn)
-            return jnp.asarray(drawn, leaf.dtype)
+            return jnp.asarray(rng.standard_normal(leaf.shape) / np.sqrt(inputs), leaf.dtype)
 
-        return jax.tree_util.tree_map_with_path(values, abstract)
+        return jax.tree.map(values, abstract)
 
     return fill

@@ -12,7 +12,7 @@ from rvseg_jax.parity.golden import Case
 _PARTS = {
     "flowrvs": "rvseg_jax.parity.flowrvs",
     "metrics_davis": "rvseg_jax.parity.metrics_davis",
-    "xmem": "rvseg_jax.parity.xmem",
+    "sam2": "rvseg_jax.parity.sam2",
 }
 
 
