@@ -130,6 +130,14 @@ PARTS: Mapping[str, Part] = {
             presets=("xxl",),
         ),
         Part(
+            "xmem",
+            "rvseg_jax.models.xmem.network",
+            "XMem",
+            "XMemConfig",
+            licence="MIT (hkchengrex/XMem)",
+            presets=("published", "without_sensory"),
+        ),
+        Part(
             "sam2",
             "rvseg_jax.models.sam2.model",
             "Sam2",

@@ -82,7 +82,8 @@ def write_clip():
 def random_leaves():
     """A function that fills a tree of shapes with random numbers, matrices scaled by their inputs.
 
-    Running a model's own initialisers makes XLA compile a program for every shape.
+    Leaves called `var` are variances and come out positive. Running a model's own initialisers makes XLA compile a
+    program for every shape.
     """
     import jax
     import jax.numpy as jnp
@@ -91,10 +92,13 @@ def random_leaves():
     def fill(abstract, seed=0):
         rng = np.random.default_rng(seed)
 
-        def values(leaf):
+        def values(path, leaf):
             inputs = np.prod(leaf.shape[-4:-1]) if len(leaf.shape) > 1 else 100
-            return jnp.asarray(rng.standard_normal(leaf.shape) / np.sqrt(inputs), leaf.dtype)
+            drawn = rng.standard_normal(leaf.shape) / np.sqrt(inputs)
+            if "['var']" in jax.tree_util.keystr(path):
+                drawn = 0.5 + np.abs(drawn)
+            return jnp.asarray(drawn, leaf.dtype)
 
-        return jax.tree.map(values, abstract)
+        return jax.tree_util.tree_map_with_path(values, abstract)
 
     return fill

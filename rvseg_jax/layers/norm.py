@@ -53,3 +53,29 @@ class RMSNorm(nnx.Module):
         x = x.astype(jnp.float32)
         y = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.eps)
         return self.precision.compute(self.precision.compute(y) * self.precision.compute(self.scale[...]))
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over the last axis (Ioffe and Szegedy 2015) by stored statistics: `eval()` in PyTorch.
+
+    The statistics are variables of type `nnx.BatchStat`, which no gradient reaches when it is taken with respect to
+    `nnx.Param`; nothing here updates them.
+    """
+
+    def __init__(self, features: int, *, eps: float = 1e-5, precision: Precision, rngs: nnx.Rngs):
+        del rngs
+        dtype = precision.param_dtype
+        self.scale = nnx.Param(jnp.ones((features,), dtype))
+        self.bias = nnx.Param(jnp.zeros((features,), dtype))
+        self.mean = nnx.BatchStat(jnp.zeros((features,), dtype))
+        self.var = nnx.BatchStat(jnp.ones((features,), dtype))
+        self.eps = eps
+        self.precision = precision
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Shapes: x [..., D] -> [..., D], in the format of computation."""
+        scale, bias, mean, var = (
+            leaf[...].astype(jnp.float32) for leaf in (self.scale, self.bias, self.mean, self.var)
+        )
+        factor = scale * jax.lax.rsqrt(var + self.eps)
+        return self.precision.compute(x.astype(jnp.float32) * factor + (bias - mean * factor))

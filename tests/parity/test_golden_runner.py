@@ -16,7 +16,7 @@ from rvseg_jax.parity.golden import Case
 from rvseg_jax.parity.weights_rule import rule_weights
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-CASES = sorted(path for part in ("flowrvs", "metrics_davis") for path in (GOLDEN / part).glob("*.json"))
+CASES = sorted(path for part in ("flowrvs", "metrics_davis", "xmem") for path in (GOLDEN / part).glob("*.json"))
 
 
 def run(*arguments: object) -> int:
