@@ -13,6 +13,7 @@ _PARTS = {
     "flowrvs": "rvseg_jax.parity.flowrvs",
     "metrics_davis": "rvseg_jax.parity.metrics_davis",
     "sam2": "rvseg_jax.parity.sam2",
+    "xmem": "rvseg_jax.parity.xmem",
 }
 
 
