@@ -230,7 +230,8 @@ def forget_tracked(state: TrackState, rows: jax.Array, frame: jax.Array, *, reac
 
     Shapes: rows bool [B], frame int [B].
 
-    Source: `SAM2VideoPredictor._clear_obj_non_cond_mem_around_input`.
+    Source: `SAM2VideoPredictor._clear_non_cond_mem_around_input`, for the object alone. (Upstream calls a method of
+    another name, which it does not have.)
     """
 
     def cleared(frames: jax.Array) -> jax.Array:
@@ -297,7 +298,3 @@ def _put(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     """Shapes: chosen bool [B, S], new [B, ...], old [B, S, ...] -> [B, S, ...] in the format of old."""
     chosen = chosen.reshape(*chosen.shape, *(1,) * (old.ndim - 2))
     return jnp.where(chosen, new[:, None].astype(old.dtype), old)
-
-
-# Logical axes of a state: rows go with the batch.
-STATE_AXES = "batch"
