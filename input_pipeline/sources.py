@@ -1,7 +1,7 @@
 """Where samples come from: the protocol of a source, the types of samples, and folders of frames."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -66,6 +66,26 @@ class TrackingSample:
     video: str
     frame_names: tuple[str, ...]
     kind: str = ""
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self.frames)
+
+    def sample(self, places: Sequence[int]) -> "TrackingSample":
+        """The clip of some frames, repeats allowed."""
+        chosen = list(places)
+        names = tuple(self.frame_names[place] for place in chosen)
+        return replace(self, frames=self.frames[chosen], masks=self.masks[:, chosen], frame_names=names)
+
+
+class TrackingVideo(Protocol):
+    """A video with objects to follow, of which clips are decoded when they are asked for."""
+
+    def __len__(self) -> int:
+        """Number of frames."""
+
+    def sample(self, places: Sequence[int]) -> TrackingSample:
+        """The clip of some frames, repeats allowed."""
 
 
 class Frames(Protocol):

@@ -5,6 +5,8 @@
 <root>/ImageSets/<year>/<split>.txt            one video a line
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,26 +57,81 @@ class Davis:
         return f"davis {self.year} {self._root} ({len(self)} videos)"
 
     def __getitem__(self, index: int) -> TrackingSample:
-        """Video `index`.
+        """Video `index`, decoded whole, with the objects of its first frame.
 
         Raises: InputError for a frame or label image that is missing, damaged or of another size, naming it; or where
           the first frame shows no object.
         """
-        name = self.names[index]
-        folder = FrameFolder(self._frames / name)
-        frames = folder.read()
-        labels = np.stack([self._label(name, frame, frames.shape[1:3]) for frame in folder.names])
-        ids = [int(value) for value in np.unique(labels[0]) if value not in (0, VOID)]
-        if not ids:
-            raise InputError(f"{self._labels / name / folder.names[0]}.png shows no object to follow")
-        masks = np.stack([labels == value for value in ids])
-        return TrackingSample(frames, masks, tuple(ids), name, folder.names)
+        video = self.video(index)
+        sample = video.sample(range(len(video)))
+        shown = sample.masks[:, 0].any(axis=(1, 2))
+        if not shown.any():
+            raise InputError(f"{self._labels / sample.video / sample.frame_names[0]}.png shows no object to follow")
+        ids = tuple(number for number, there in zip(sample.ids, shown, strict=True) if there)
+        return replace(sample, masks=sample.masks[shown], ids=ids)
 
-    def _label(self, video: str, frame: str, size: tuple[int, ...]) -> np.ndarray:
-        labels = read_named_labels(self._labels / video, frame)
+    def video(self, index: int) -> "DavisVideo":
+        """Video `index`, nothing decoded.
+
+        Raises: InputError where its frames are missing.
+        """
+        name = self.names[index]
+        return DavisVideo(name, FrameFolder(self._frames / name), self._labels / name, self.year == "2016")
+
+
+class DavisClips:
+    """The videos of a split for training: `DavisClips(davis)[index]` decodes nothing before a clip is asked for."""
+
+    def __init__(self, davis: Davis) -> None:
+        self._davis = davis
+
+    def __len__(self) -> int:
+        return len(self._davis)
+
+    def __repr__(self) -> str:
+        return repr(self._davis)
+
+    def __getitem__(self, index: int) -> "DavisVideo":
+        return self._davis.video(index)
+
+
+@dataclass(frozen=True)
+class DavisVideo:
+    """A video on disk.
+
+    Attributes:
+      name: of the video.
+      frames: its frames.
+      labels: folder of its label images.
+      binary: whether all that is not background is one object.
+    """
+
+    name: str
+    frames: FrameFolder
+    labels: Path
+    binary: bool
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def sample(self, places: Sequence[int]) -> TrackingSample:
+        """The clip of some frames, with every object that shows in any of them.
+
+        Raises: InputError for a frame or label image that is missing, damaged or of another size, naming it.
+        """
+        names = tuple(self.frames.names[place] for place in places)
+        frames = self.frames.read(places)
+        labels = np.stack([self._label(name, frames.shape[1:3]) for name in names])
+        ids = tuple(int(value) for value in np.unique(labels) if value not in (0, VOID))
+        masks = np.zeros((len(ids), *labels.shape), bool)
+        for mask, value in zip(masks, ids, strict=True):
+            mask[:] = labels == value
+        return TrackingSample(frames, masks, ids, self.name, names)
+
+    def _label(self, frame: str, size: tuple[int, ...]) -> np.ndarray:
+        labels = read_named_labels(self.labels, frame)
         if labels.shape != size:
             raise InputError(
-                f"{self._labels / video / frame}.png is {labels.shape[1]}x{labels.shape[0]}, its frame "
-                f"{size[1]}x{size[0]}"
+                f"{self.labels / frame}.png is {labels.shape[1]}x{labels.shape[0]}, its frame {size[1]}x{size[0]}"
             )
-        return (labels != 0).astype(np.uint8) if self.year == "2016" else labels
+        return (labels != 0).astype(np.uint8) if self.binary else labels

@@ -1,7 +1,9 @@
 """One optimizer step as one jitted, sharded function."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,8 +19,9 @@ from rvseg_jax.training.optim import Schedule, global_norm
 from rvseg_jax.training.state import TrainState, merge, shardings_of
 from rvseg_jax.training.tasks import Batch, Metrics, Params
 
-LossFn = Callable[[Params, Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
-"""(trained parameters, frozen parameters, batch, key) -> (loss [], metrics)."""
+LossFn = Callable[..., tuple[jax.Array, Metrics]]
+"""(trained parameters, frozen parameters, batch, key) -> (loss [], metrics); with `step=` where it has a parameter of
+that name."""
 
 
 @dataclass
@@ -72,7 +75,8 @@ def make_train_step(
     def body(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
         step.traces += 1  # runs when JAX traces, not when it executes
         key = jax.random.fold_in(state.key, state.step)
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        timed = partial(loss_fn, step=state.step) if _takes_step(loss_fn) else loss_fn
+        grad_fn = jax.value_and_grad(timed, has_aux=True)
         result = _accumulated(grad_fn, state.params, frozen, batch, key, accumulate, sharding)
         (loss, extra), grads = result
         grads = jax.lax.with_sharding_constraint(grads, trained_shardings)
@@ -150,6 +154,12 @@ def _accumulated(
     return jax.tree.map(lambda t, leaf: t.astype(leaf.dtype), total, shapes)
 
 
-def task_loss(loss: Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]) -> LossFn:
+def task_loss(loss: Callable[..., tuple[jax.Array, Metrics]]) -> LossFn:
     """A task's loss of all parameters as one of trained and frozen ones."""
+    if _takes_step(loss):
+        return lambda trained, frozen, batch, key, *, step: loss(merge(trained, frozen), batch, key, step=step)
     return lambda trained, frozen, batch, key: loss(merge(trained, frozen), batch, key)
+
+
+def _takes_step(loss: Callable[..., Any]) -> bool:
+    return "step" in inspect.signature(loss).parameters

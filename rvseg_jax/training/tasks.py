@@ -47,6 +47,8 @@ _TASKS = {
     "flowrvs.vae": "rvseg_jax.systems.flowrvs.autoencoder_training:VAETask",
     "flowrvs.mask_decoder": "rvseg_jax.systems.flowrvs.autoencoder_training:MaskDecoderTask",
     "flowrvs.dit": "rvseg_jax.systems.flowrvs.training:DiTTask",
+    "tracker.sam2": "rvseg_jax.trackers.sam2.training:Sam2Task",
+    "tracker.xmem": "rvseg_jax.trackers.xmem.training:XMemTask",
 }
 
 
@@ -88,7 +90,7 @@ class Task(Protocol):
         Traced inside the training step; differentiated with respect to the trained leaves only (the paths
         that `config.optimizer.trainable` matches), the others arrive as constants. Merge `params` with a
         GraphDef that the task holds. All randomness comes from `key`, which differs at every step and
-        micro-batch.
+        micro-batch. A loss with a fourth parameter `step` gets the number of steps done so far, an int32 [].
 
         Shapes:
           batch: arrays with a leading axis B, sharded over the mesh axes of "batch"; what `transform`

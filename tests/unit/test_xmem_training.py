@@ -1,6 +1,7 @@
 """XMem's losses against PyTorch's own operations, and its training forward against a loop over the frames."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,13 @@ import pytest
 from flax import nnx
 
 from rvseg_jax.core.errors import InputError
+from rvseg_jax.core.precision import BFLOAT16, MIXED
 from rvseg_jax.models.xmem.clip import ClipChoices, draw_choices, segment_clip
-from rvseg_jax.models.xmem.config import XMemConfig
+from rvseg_jax.models.xmem.config import MemoryConfig, XMemConfig
+from rvseg_jax.models.xmem.inference import Duties, _memory_frame
+from rvseg_jax.models.xmem.memory import empty_memory
 from rvseg_jax.models.xmem.network import XMem, aggregate
-from rvseg_jax.training.xmem_losses import BootstrapSchedule, clip_losses
+from rvseg_jax.trackers.xmem.losses import BootstrapSchedule, clip_losses
 
 RNG = np.random.default_rng(0)
 SMALL = dataclasses.replace(
@@ -130,3 +134,23 @@ def test_a_clip_is_its_frames_one_after_the_other(random_leaves):
     np.testing.assert_allclose(plain.logits, hand, atol=1e-4 * np.abs(hand).max())
     np.testing.assert_allclose(saved.logits, plain.logits, atol=1e-5)
     assert np.asarray(plain.masks).std() > 1e-3
+
+
+@pytest.mark.parametrize("precision", [MIXED, BFLOAT16], ids=["mixed", "bfloat16"])
+def test_formats_in_bfloat16(precision):
+    cfg = dataclasses.replace(SMALL, precision=precision)
+    model = nnx.eval_shape(lambda: XMem(cfg, rngs=nnx.Rngs(0)))
+    choices = ClipChoices(jnp.zeros((1, 2, 2), jnp.int32), jnp.ones(2, bool))
+    arrays = jnp.zeros((1, 3, 32, 32, 3)), jnp.zeros((1, 2, 32, 32)), jnp.ones((1, 2))
+    graph, state = nnx.split(model)
+    found = jax.eval_shape(lambda state, *given: segment_clip(nnx.merge(graph, state), *given, choices), state, *arrays)
+    assert found.logits.dtype == found.masks.dtype == jnp.float32
+    memory = empty_memory(cfg, MemoryConfig(), size=(32, 32), objects=2)
+    assert memory.value.dtype == jnp.bfloat16 and memory.key.dtype == memory.hidden.dtype == jnp.float32
+    duties = Duties(*(jnp.asarray(True),) * 4)
+    given = arrays[0][0, 0], arrays[1][0], jnp.ones(2, bool), duties
+    masks, after = jax.eval_shape(partial(_memory_frame, graph, MemoryConfig()), state, memory, *given)
+    assert masks.dtype == jnp.float32
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), memory
+    )

@@ -110,6 +110,7 @@ class Propagator:
 
     Attributes:
       cfg: how the memories are run.
+      weights: of the model, which may be replaced by others of the same shapes.
       compiled: programs compiled so far: at most two for each size of frames and number of objects with room.
     """
 
@@ -117,8 +118,8 @@ class Propagator:
         self.cfg = MemoryConfig() if cfg is None else cfg
         self._model = model.cfg
         self.compiled = 0
-        graph, self._weights = nnx.split(model)
-        sharding = jax.tree.leaves(self._weights)[0].sharding
+        graph, self.weights = nnx.split(model)
+        sharding = jax.tree.leaves(self.weights)[0].sharding
         self._place = NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else sharding
         self._plain = self._program(partial(_plain_frame, graph, self.cfg))
         self._memory = self._program(partial(_memory_frame, graph, self.cfg))
@@ -189,10 +190,10 @@ class Propagator:
             given = np.zeros((room, *track.size), np.float32) if mask is None else mask
             flags = np.isin(np.arange(room), planes)
             probabilities, memory = self._memory(
-                self._weights, track.memory, frame, jnp.asarray(given, jnp.float32), flags, _as_arrays(duties)
+                self.weights, track.memory, frame, jnp.asarray(given, jnp.float32), flags, _as_arrays(duties)
             )
         else:
-            probabilities, memory = self._plain(self._weights, track.memory, frame, jnp.asarray(duties.update))
+            probabilities, memory = self._plain(self.weights, track.memory, frame, jnp.asarray(duties.update))
         return probabilities, replace(track, clock=clock, memory=memory, objects=objects)
 
 

@@ -16,7 +16,7 @@ class Sam2Tracker:
     """The model with its compiled programs, which all sessions share."""
 
     name = "sam2"
-    accepts = ("points", "box", "mask")
+    accepts: tuple[str, ...] = ("points", "box", "mask")
 
     def __init__(self, model: "Sam2") -> None:
         from rvseg_jax.models.sam2.tracking_programs import TrackingPrograms

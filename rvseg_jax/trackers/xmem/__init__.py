@@ -15,7 +15,7 @@ class XMemTracker:
     """The model with its compiled programs, which all sessions share."""
 
     name = "xmem"
-    accepts = ("mask",)
+    accepts: tuple[str, ...] = ("mask",)
 
     def __init__(self, model: "XMem", memory: "MemoryConfig | None" = None) -> None:
         from rvseg_jax.models.xmem.inference import Propagator
