@@ -52,7 +52,7 @@ class XMemConfig:
 
     @classmethod
     def tiny(cls, precision: Precision = PARITY) -> "XMemConfig":
-        """A network for tests and small machines: 0.9 M parameters, made for clips of 128 pixels."""
+        """A network for tests and small machines: 1.0 M parameters, made for clips of 128 pixels."""
         return cls(
             key_dim=16,
             value_dim=64,
