@@ -62,7 +62,8 @@ class ScheduleConfig:
         milestone.
       warmup_steps: steps of linear rise, for every kind; step k (from 0) has factor (k + 1) / warmup_steps.
       final: factor at the end of "cosine".
-      milestones: epochs (passes over the training source) after which "multistep" falls.
+      milestones: epochs (passes over the training source) or steps after which "multistep" falls.
+      milestone_unit: which of the two.
       gamma: factor at each milestone.
     """
 
@@ -70,6 +71,7 @@ class ScheduleConfig:
     warmup_steps: int = 0
     final: float = 0.0
     milestones: tuple[int, ...] = ()
+    milestone_unit: Literal["epochs", "steps"] = "epochs"
     gamma: float = 0.1
 
 

@@ -29,8 +29,8 @@ def schedule(config: ScheduleConfig, lr: float, *, steps: int, steps_per_epoch: 
       config: kind and shape of the schedule.
       lr: its peak.
       steps: length of the run; "cosine" ends there.
-      steps_per_epoch: steps of one pass over the training source; "multistep" counts in them, like
-        `torch.optim.lr_scheduler.MultiStepLR` stepped once an epoch.
+      steps_per_epoch: steps of one pass over the training source; "multistep" counts in them unless it counts in
+        steps, like `torch.optim.lr_scheduler.MultiStepLR` stepped once an epoch.
 
     Returns:
       Function of [] int (0 for the first step) to [] float32.
@@ -43,7 +43,8 @@ def schedule(config: ScheduleConfig, lr: float, *, steps: int, steps_per_epoch: 
             progress = jnp.clip((step - config.warmup_steps) / span, 0, 1)
             value = config.final + (1 - config.final) * 0.5 * (1 + jnp.cos(math.pi * progress))
         elif config.kind == "multistep":
-            starts = jnp.asarray([m * steps_per_epoch for m in config.milestones], jnp.float32)
+            unit = steps_per_epoch if config.milestone_unit == "epochs" else 1
+            starts = jnp.asarray([m * unit for m in config.milestones], jnp.float32)
             value = config.gamma ** jnp.sum(step >= starts)
         else:
             value = jnp.ones_like(step)

@@ -119,6 +119,14 @@ def test_moments_have_the_format_of_the_parameters():
     assert moments == [jnp.bfloat16, jnp.bfloat16]
 
 
+def test_multistep_counts_epochs_or_steps():
+    by_epoch = ScheduleConfig(kind="multistep", milestones=(2,), gamma=0.1)
+    by_step = ScheduleConfig(kind="multistep", milestones=(7,), gamma=0.1, milestone_unit="steps")
+    for config, first in ((by_epoch, 10), (by_step, 7)):
+        rate = optim.schedule(config, 1.0, steps=100, steps_per_epoch=5)
+        np.testing.assert_allclose([rate(first - 1), rate(first)], [1.0, 0.1], rtol=1e-6)
+
+
 def test_muon_orthogonalises_the_kernels_that_ask_for_it():
     config = OptimizerConfig(lr=1.0, muon=("kernel$",), betas=(0.9, 0.99), clip_norm=0.0)
     transform = optim.optimizer(config, lambda count: jnp.float32(1.0))

@@ -1,0 +1,36 @@
+"""Fine-tuning SAM 2.1 base+ on masks of videos, after upstream's recipe for MOSE.
+
+    rvseg convert convert sam2 sam2.1_hiera_base_plus.pt -o ckpts/sam2
+    python train.py sam2_finetune --workdir runs/sam2 clips.root=/data/MOSE pretrained=ckpts/sam2
+
+`clips.root` is in DAVIS's layout. Learning rates, schedule, decay, clipping, clip length, number of objects, and the
+shares of mask, click and box prompts are upstream's (sam2.1_hiera_b+_MOSE_finetune.yaml: 40 epochs of 8 GPUs with a
+clip each). Not here: correction clicks, a second prompted frame, the trunk's layer-wise decay of 0.9 to the
+learning rate, and of its augmentations all but the mirror.
+"""
+
+from ml_collections import ConfigDict
+
+from rvseg_jax.configs import base
+from rvseg_jax.core.config import from_dataclass
+from rvseg_jax.models.sam2.config import Sam2Config
+from rvseg_jax.trackers.data import ClipsConfig
+
+
+def get_config() -> ConfigDict:
+    """All parts are trained; freeze some by `optimizer.trainable`."""
+    config = base.get_config("tracker.sam2")
+    config.model = from_dataclass(Sam2Config.sam2_1_base_plus())
+    config.clips = from_dataclass(ClipsConfig(frames=8, objects=3, longest_stride=1, split="train"))
+    config.prompts = (0.5, 0.25, 0.25)
+    config.precision = "mixed"
+    config.epochs = 40
+    config.batch_size = 8
+    config.optimizer.lr = 5e-6
+    config.optimizer.lr_factors = (("^image_encoder/", 0.6),)
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.decay = ("kernel$",)
+    config.optimizer.clip_norm = 0.1
+    config.schedule.kind = "cosine"
+    config.schedule.final = 0.1
+    return config
