@@ -15,7 +15,8 @@ from rvseg_jax.models.xmem.network import SHARDING, XMem
 from rvseg_jax.parallel import DEFAULT_RULES, batch_shardings, make_mesh, pjit, shardings
 from rvseg_jax.trackers.xmem.losses import clip_losses
 
-MESHES = [(1, 8, 1, 1), (2, 2, 1, 2), (1, 2, 2, 2)]
+# One step compiles for half a minute.
+MESHES = [(1, 8, 1, 1), *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in ((2, 2, 1, 2), (1, 2, 2, 2)))]
 SMALL = dataclasses.replace(
     XMemConfig.tiny(),
     key_dim=4,
