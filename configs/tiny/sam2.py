@@ -15,6 +15,7 @@ from rvseg_jax.models.sam2.config import (
     MemoryAttentionConfig,
     MemoryEncoderConfig,
     Sam2Config,
+    TrackingConfig,
 )
 from rvseg_jax.trackers.data import ClipsConfig
 
@@ -25,6 +26,9 @@ MODEL = Sam2Config(
     mask_decoder=MaskDecoderConfig(transformer_mlp=128, iou_head_hidden=64),
     memory_attention=MemoryAttentionConfig(num_layers=2, dim_feedforward=128),
     memory_encoder=MemoryEncoderConfig(mem_dim=32),
+    # Clips of five frames teach no more memories than these.
+    num_maskmem=4,
+    tracking=TrackingConfig(max_obj_ptrs_in_encoder=4, memory_dtype="float32"),
 )
 
 
@@ -32,14 +36,19 @@ def get_config() -> ConfigDict:
     """Whole model, prompts of all kinds."""
     config = base.get_config("tracker.sam2")
     config.model = from_dataclass(MODEL)
-    config.clips = from_dataclass(ClipsConfig(frames=6, objects=2, longest_stride=3))
+    config.clips = from_dataclass(ClipsConfig(frames=5, objects=2, longest_stride=4))
     config.prompts = (0.7, 0.15, 0.15)
     config.remat = "none"
-    config.steps = 4_000
-    config.batch_size = 4
+    config.steps = 2_500
+    config.batch_size = 3
     config.loader.num_workers = 1
-    config.optimizer.lr = 1e-3
-    config.optimizer.betas = (0.9, 0.98)
+    config.optimizer.lr = 1.5e-3
+    config.optimizer.betas = (0.95, 0.98)
+    config.optimizer.muon = (
+        "^image_encoder/trunk/blocks/.*/kernel$",
+        "^memory_attention/layers/.*/kernel$",
+        "^sam_mask_decoder/transformer/.*/kernel$",
+    )
     config.optimizer.weight_decay = 0.01
     config.schedule.kind = "cosine"
     config.schedule.warmup_steps = 100

@@ -18,11 +18,11 @@ def get_config() -> ConfigDict:
     """Whole model; the batch norms keep the statistics that they start with, as upstream's always do."""
     config = base.get_config("tracker.xmem")
     config.model = from_dataclass(XMemConfig.tiny())
-    config.clips = from_dataclass(ClipsConfig(frames=6, objects=2, longest_stride=3))
+    config.clips = from_dataclass(ClipsConfig(frames=5, objects=2, longest_stride=4))
     config.size = 128
-    config.bootstrap = from_dataclass(BootstrapSchedule(start_warm=1_000, end_warm=3_000))
-    config.steps = 4_000
-    config.batch_size = 4
+    config.bootstrap = from_dataclass(BootstrapSchedule(start_warm=500, end_warm=2_000))
+    config.steps = 2_500
+    config.batch_size = 3
     config.loader.num_workers = 1
     config.optimizer.trainable = ("^(?!.*/(mean|var)$)",)
     config.optimizer.lr = 1e-3

@@ -16,6 +16,7 @@ from rvseg_jax.models.sam2.tracking import Alternatives, Place, observe_training
 from rvseg_jax.models.sam2.tracking_prompts import TrackPrompts
 from rvseg_jax.models.sam2.tracking_state import FrameMemory, TrackState, empty_state, remember
 from rvseg_jax.ops.resize import resize
+from rvseg_jax.parallel import platform
 from rvseg_jax.trackers.sam2.losses import TrackerLossConfig, frame_losses
 
 if TYPE_CHECKING:
@@ -42,7 +43,14 @@ class ClipOutput:
     alternatives: Alternatives
 
 
-def track_clip(model: "Sam2", images: jax.Array, prompts: TrackPrompts, *, remat: stack.Remat = "full") -> ClipOutput:
+def track_clip(
+    model: "Sam2",
+    images: jax.Array,
+    prompts: TrackPrompts,
+    *,
+    remat: stack.Remat = "full",
+    unroll: bool | None = None,
+) -> ClipOutput:
     """Follows objects through a clip from prompts on its first frame; memory is carried by a scan over the frames.
 
     Shapes: images [T, V, S, S, 3], normalised, prompts of B rows, B a multiple of V.
@@ -50,6 +58,8 @@ def track_clip(model: "Sam2", images: jax.Array, prompts: TrackPrompts, *, remat
     Args:
       remat: what the backward pass recomputes: "full" keeps only the carried memory of each frame, and the images
         are encoded anew, one frame of all videos at a time.
+      unroll: lay the frames out one after the other instead of in a loop, which takes longer to compile. None does so
+        on CPU without `remat`, as XLA's convolutions are 30 to 50 times slower there inside a loop.
 
     Raises:
       ValueError: if the clip has no frame.
@@ -77,7 +87,8 @@ def track_clip(model: "Sam2", images: jax.Array, prompts: TrackPrompts, *, remat
     if remat != "none":
         step = jax.checkpoint(step, policy=stack.REMAT_POLICIES[remat], prevent_cse=False)
     later = (jnp.arange(1, frames), jax.tree.map(lambda leaf: leaf[1:], features))
-    _, rest = jax.lax.scan(step, state, later)
+    flat = platform() == "cpu" and remat == "none" if unroll is None else unroll
+    _, rest = jax.lax.scan(step, state, later, unroll=flat)
     return jax.tree.map(lambda one, others: jnp.concatenate([one[None], others]), first, rest)
 
 
@@ -161,13 +172,18 @@ def _boxes(key: jax.Array, masks: jax.Array) -> jax.Array:
 
 
 def _encoded(model: "Sam2", images: jax.Array, remat: stack.Remat) -> ImageFeatures:
-    """Features of all frames, frame by frame. Shapes: images [T, V, S, S, 3] -> leaves [T, V, ...]."""
+    """Features of all frames, frame by frame where the backward pass computes them anew.
+
+    Shapes: images [T, V, S, S, 3] -> leaves [T, V, ...].
+    """
 
     def encode(frame: jax.Array) -> ImageFeatures:
         return model.encode_image(frame)
 
-    if remat != "none":
-        encode = jax.checkpoint(encode, policy=stack.REMAT_POLICIES[remat], prevent_cse=False)
+    if remat == "none":
+        features = encode(images.reshape(-1, *images.shape[2:]))
+        return jax.tree.map(lambda leaf: leaf.reshape(*images.shape[:2], *leaf.shape[1:]), features)
+    encode = jax.checkpoint(encode, policy=stack.REMAT_POLICIES[remat], prevent_cse=False)
     return jax.lax.map(encode, images)
 
 
