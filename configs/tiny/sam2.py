@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     config.clips = from_dataclass(ClipsConfig(frames=5, objects=2, longest_stride=4))
     config.prompts = (0.7, 0.15, 0.15)
     config.remat = "none"
-    config.steps = 2_500
+    config.steps = 1_500
     config.batch_size = 3
     config.loader.num_workers = 1
     config.optimizer.lr = 1.5e-3
@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     )
     config.optimizer.weight_decay = 0.01
     config.schedule.kind = "cosine"
-    config.schedule.warmup_steps = 100
+    config.schedule.warmup_steps = 50
     config.ema.enabled = True
     config.ema.max_decay = 0.995
     config.checkpoint.every = 500
