@@ -64,10 +64,16 @@ def clips(folder: Path) -> Image.Image:
     return canvas
 
 
-def curve(rows: list[dict]) -> str:
-    """Loss at the start of the path, smoothed, and validation J over the steps, as SVG."""
+def curve(rows: list[dict], loss: str, title: str, clips: int) -> str:
+    """A loss, smoothed, and validation J over the steps, as SVG.
+
+    Args:
+      loss: its name among the metrics.
+      title: what to call it.
+      clips: of validation.
+    """
     steps = rows[-1]["step"]
-    losses = [(r["step"], r["start_loss"]) for r in rows if "start_loss" in r]
+    losses = [(r["step"], r[loss]) for r in rows if loss in r]
     window = max(1, len(losses) // 100)
     smooth = [
         (losses[i][0], float(np.mean([loss for _, loss in losses[i : i + window]])))
@@ -95,8 +101,8 @@ def curve(rows: list[dict]) -> str:
         grid,
         line(smooth, "#c33"),
         line(validation, "#26c"),
-        text(margin, 20, "velocity loss at the start of the path", "#c33"),
-        text(margin + 260, 20, "J on 64 validation clips", "#26c"),
+        text(margin, 20, title, "#c33"),
+        text(margin + 260, 20, f"J on {clips} validation clips", "#26c"),
         text(width - 130, height - 12, f"{steps:,} steps"),
     ]
     return (
@@ -112,7 +118,7 @@ def main() -> None:
     args = parser.parse_args()
     clips(args.evaluation).save(HERE / "tiny_model_clips.png", optimize=True)
     rows = [json.loads(text) for text in args.rows.read_text().splitlines()]
-    (HERE / "tiny_model_curve.svg").write_text(curve(rows))
+    (HERE / "tiny_model_curve.svg").write_text(curve(rows, "start_loss", "velocity loss at the start of the path", 64))
 
 
 if __name__ == "__main__":
