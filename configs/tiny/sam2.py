@@ -28,7 +28,9 @@ MODEL = Sam2Config(
     memory_encoder=MemoryEncoderConfig(mem_dim=32),
     # Clips of five frames teach no more memories than these.
     num_maskmem=4,
-    tracking=TrackingConfig(max_obj_ptrs_in_encoder=4, memory_dtype="float32"),
+    # Several masks of a tracked frame would be one for each object of the clip, with none for what is remembered: the
+    # loss takes the best of them.
+    tracking=TrackingConfig(multimask_output_for_tracking=False, max_obj_ptrs_in_encoder=4, memory_dtype="float32"),
 )
 
 

@@ -51,7 +51,8 @@ def test_rows_hold_a_sentence_and_the_mask_of_what_it_names():
         named.add(tuple(row["ids"]))
     assert len(named) > 3
     short = SentenceRow(resolve(DIT.tokenizer), 20, longest=3)
-    assert {short(clip, np.random.default_rng(seed))["text_mask"].sum() for seed in range(12)} == {4}, "with the end"
+    counted = {int(short(clip, np.random.default_rng(seed))["text_mask"].sum()) for seed in range(12)}
+    assert {4} <= counted <= {3, 4}, "with the end; two words are those for all objects"
     row = own(clip, np.random.default_rng(0))
     assert (row["masks"] == clip.masks).all() and row["text_mask"].sum() == len(clip.text.split()) + 1
 

@@ -71,7 +71,7 @@ def test_a_removed_object_is_gone_and_the_others_stay(tracker, clip):
 
 def test_nothing_compiles_anew(tracker, clip):
     def compiled():
-        return tracker.programs.compiles() if tracker.name == "sam2" else tracker.propagator.compiled
+        return dict(tracker.programs.compiles) if tracker.name == "sam2" else tracker.propagator.compiled
 
     def run(frames):
         session = tracker.session(objects=2)
