@@ -85,8 +85,8 @@ def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     panels = (("host", "host memory, MiB", 2**20), ("device", "device memory, MiB", 2**20), ("milliseconds", "ms", 1))
     colours, width, height, left, top = ("#1f77b4", "#d62728"), 250, 150, 55, 30
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{3 * (width + left) + 20}" height="{height + 80}" '
-        'font-family="sans-serif" font-size="11">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {3 * (width + left) + 20} {height + 80}" '
+        f'width="{3 * (width + left) + 20}" height="{height + 80}" font-family="sans-serif" font-size="11">',
         '<rect width="100%" height="100%" fill="white"/>',
     ]
     for place, (what, title, scale) in enumerate(panels):
