@@ -120,8 +120,8 @@ def run(args: argparse.Namespace) -> int:
     tracker = api.load(args.tracker, args.checkpoint, dtype=args.dtype, **settings)
     if args.checkpoint is None:
         print(
-            f"rvseg: no --checkpoint given: using the tiny {args.tracker} that comes with the library, which is made "
-            "for moving shapes; docs/tracking.md says how good it is and how to use the published weights",
+            f"rvseg: no --checkpoint given: using the tiny {args.tracker} that comes with the library, which shows the "
+            "path and follows little; docs/tracking.md says how little, and how to use the published weights",
             file=sys.stderr,
         )
     with progress_bar() as progress:
