@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.models.xmem.affinity import similarity, strongest
 from rvseg_jax.models.xmem.config import STRIDE, MemoryConfig, XMemConfig
+from rvseg_jax.parallel import platform
 
 # The life of an element before it is first read; it keeps usage finite.
 NEWBORN = 1e-7
@@ -177,7 +178,9 @@ def _read(
             weights, elements = strongest(scores, valid[firsts[group]], count)
             return found[0].at[group].set(weights), found[1].at[group].set(elements)
 
-        weights, elements = jax.lax.fori_loop(0, memory.groups, of_group, blank)
+        # The first group, mostly the only one, outside of the loop, where XLA's top-k on CPU would be a sort.
+        found = of_group(jnp.zeros((), jnp.int32), blank)
+        weights, elements = jax.lax.fori_loop(1, memory.groups, of_group, found)
 
         def of_object(value: jax.Array, group: jax.Array) -> jax.Array:
             chosen = value[elements[group] + start].astype(jnp.float32)
@@ -187,7 +190,12 @@ def _read(
         # The first group has values for every element, so it alone counts usage.
         return read_out, weights[0], elements[0]
 
-    readout, weights, elements = jax.lax.map(read_block, (blocked(key), blocked(selection)))
+    inputs = (blocked(key), blocked(selection))
+    if platform() == "cpu":
+        each = [read_block((inputs[0][index], inputs[1][index])) for index in range(blocks)]
+        readout, weights, elements = (jnp.stack(parts) for parts in zip(*each, strict=True))
+    else:
+        readout, weights, elements = jax.lax.map(read_block, inputs)
     readout = jnp.moveaxis(readout, 1, 0).reshape(len(valid), blocks * rows, -1)[:, :queries]
     weights, elements = (x.reshape(blocks * rows, -1)[:queries] for x in (weights, elements))
     usage = jnp.zeros(memory.key.shape[0]).at[elements + start].add(weights)
