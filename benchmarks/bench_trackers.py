@@ -44,13 +44,13 @@ def ours(name: str, frames: np.ndarray, mask: np.ndarray) -> tuple[Iterator[obje
     if name == "sam2":
         from rvseg_jax.models.sam2.config import Sam2Config
         from rvseg_jax.models.sam2.model import Sam2
+        from rvseg_jax.processing.sam2 import square_frame
         from rvseg_jax.trackers.sam2 import Sam2Tracker
-        from rvseg_jax.trackers.sam2.session import prepared
 
         cfg = Sam2Config.sam2_1_tiny()
         graph, state = random_model(lambda rngs: Sam2(cfg, rngs=rngs))
         tracker: Any = Sam2Tracker(nnx.merge(graph, state))
-        image = jnp.asarray(prepared(frames[0], cfg.image_size))[None]
+        image = jnp.asarray(square_frame(frames[0], cfg.image_size))[None]
 
         def encode() -> object:
             return jax.block_until_ready(tracker.programs.encode_image(image))

@@ -1,6 +1,6 @@
 """The library's front door: load a system or tracker, give it a clip, get masks, write them to files."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -140,15 +140,11 @@ class Predictor:
         """
         names = check_formats(formats)
         clip, texts = open_video(video, rate=rate), self._check_texts(text)
-        again = None if isinstance(clip, IteratorVideo) else clip
-        with Staging(folder) as staging:
-            with _writers(staging, names, clip.name, texts, (), again) as opened:
-                prediction = self._run(clip, texts, options or SegmentOptions(), progress, opened)
-            record = prediction.record()
-            write_whole(staging, names, record)
-            results = list(staging.results)
-            write_summary(staging.path(f"{clip.name}.summary.json"), record, results)
-        return prediction
+
+        def run(opened: Sequence[MaskWriter]) -> Prediction:
+            return self._run(clip, texts, options or SegmentOptions(), progress, opened)
+
+        return _written(folder, clip, names, texts, (), run)
 
     def _run(
         self,
@@ -227,15 +223,11 @@ class VideoTracker:
         """
         names = check_formats(formats)
         clip, ids = open_video(video, rate=rate), check_prompts(self.tracker, prompts)
-        again = None if isinstance(clip, IteratorVideo) else clip
-        with Staging(folder) as staging:
-            with _writers(staging, names, clip.name, _object_names(ids), ids, again) as opened:
-                prediction = self._run(clip, prompts, backward, progress, opened)
-            record = prediction.record()
-            write_whole(staging, names, record)
-            results = list(staging.results)
-            write_summary(staging.path(f"{clip.name}.summary.json"), record, results)
-        return prediction
+
+        def run(opened: Sequence[MaskWriter]) -> Prediction:
+            return self._run(clip, prompts, backward, progress, opened)
+
+        return _written(folder, clip, names, _object_names(ids), ids, run)
 
     def _run(
         self,
@@ -274,6 +266,26 @@ def _writers(
     """Writers of sentences, which count from 0, or of objects, which keep their numbers."""
     labels = objects or range(1, len(texts) + 1)
     return writers(staging, formats, name, labels, video, first=1 if objects else 0)
+
+
+def _written(
+    folder: str | Path,
+    clip: Video,
+    formats: Sequence[str],
+    texts: Sequence[str],
+    objects: Sequence[int],
+    run: Callable[[Sequence[MaskWriter]], Prediction],
+) -> Prediction:
+    """What `run` predicts, written while it does, and a summary; after an error the folder is as it was."""
+    again = None if isinstance(clip, IteratorVideo) else clip
+    with Staging(folder) as staging:
+        with _writers(staging, formats, clip.name, texts, objects, again) as opened:
+            prediction = run(opened)
+        record = prediction.record()
+        write_whole(staging, formats, record)
+        results = list(staging.results)
+        write_summary(staging.path(f"{clip.name}.summary.json"), record, results)
+    return prediction
 
 
 def _collect(

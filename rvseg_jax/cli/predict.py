@@ -17,25 +17,15 @@ if TYPE_CHECKING:
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 DTYPES = ("float32", "bfloat16", "mixed", "parity")
+# Of `formats.output.FORMATS`, whose module would be imported for `--help`.
+FORMAT_NAMES = ("mevis", "davis", "rle", "npz", "overlay")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `rvseg predict`."""
     parser.add_argument("input", metavar="INPUT", type=Path, help="a video file, an image, or a folder of frames")
     parser.add_argument("text", metavar="TEXT", nargs="*", help="what to segment; several sentences give several masks")
-    parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="folder for the results")
     parser.add_argument("--system", default="flowrvs", help="which system (see `rvseg describe`); default %(default)s")
-    parser.add_argument(
-        "--checkpoint", type=Path, help="converted checkpoint folder (`rvseg convert`); default: bundled tiny weights"
-    )
-    parser.add_argument(
-        "--format",
-        action="append",
-        metavar="NAME",
-        help="mevis (default), davis, rle, npz, overlay; may be given several times",
-    )
-    parser.add_argument("--no-overlay", action="store_true", help="write no overlay video")
-    parser.add_argument("--dtype", choices=DTYPES, help="precision; default: the system's own for this device")
     parser.add_argument("--threshold", type=float, help="mask probability above which a pixel counts, 0..1")
     parser.add_argument(
         "--max-memory",
@@ -43,6 +33,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for activations, such as 4GB; longer clips run in windows; default: half of what is free",
     )
     parser.add_argument("--whole-clip", action="store_true", help="never cut a clip into windows, as upstream does")
+    add_result_arguments(parser, default_format="mevis")
+
+
+def add_result_arguments(parser: argparse.ArgumentParser, *, default_format: str) -> None:
+    """Declare what every command has that writes masks of a clip."""
+    parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="folder for the results")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="converted checkpoint folder (`rvseg convert`); default: bundled tiny weights"
+    )
+    parser.add_argument(
+        "--format",
+        action="append",
+        metavar="NAME",
+        help=f"one of {', '.join(FORMAT_NAMES)}; may be given several times; default {default_format}",
+    )
+    parser.add_argument("--no-overlay", action="store_true", help="write no overlay video")
+    parser.add_argument("--dtype", choices=DTYPES, help="precision; default: that of the weights")
     system_settings.add_argument(parser)
     parser.add_argument("--fps", type=float, help="frame rate of a frame folder; default 24")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rvseg_jax.cli.predict import DTYPES, choose_formats, print_summary, read_summary
+from rvseg_jax.cli.predict import add_result_arguments, choose_formats, print_summary, read_summary
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.systems import settings as system_settings
 
@@ -73,26 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PNG",
         help="a mask of the object; or, without --object, a label image whose values are the objects' numbers",
     )
-    parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="folder for the results")
     parser.add_argument("--tracker", choices=("sam2", "xmem"), default="sam2", help="default %(default)s")
     parser.add_argument(
         "--size", metavar="PIXELS", type=int, help="of the shorter side at which xmem works; sam2 has a fixed size"
     )
-    parser.add_argument(
-        "--checkpoint", type=Path, help="converted checkpoint folder (`rvseg convert`); default: bundled tiny weights"
-    )
     parser.add_argument("--backward", action="store_true", help="also follow towards the beginning of the video")
-    parser.add_argument(
-        "--format",
-        action="append",
-        metavar="NAME",
-        help="davis (default), mevis, rle, npz, overlay; may be given several times",
-    )
-    parser.add_argument("--no-overlay", action="store_true", help="write no overlay video")
-    parser.add_argument("--dtype", choices=DTYPES, help="precision; default: that of the weights")
-    system_settings.add_argument(parser)
-    parser.add_argument("--fps", type=float, help="frame rate of a frame folder; default 24")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    add_result_arguments(parser, default_format="davis")
 
 
 def run(args: argparse.Namespace) -> int:

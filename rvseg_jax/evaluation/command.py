@@ -95,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
     jobs = _TRACKING_JOBS if args.system in trackers.names() else _JOBS
     if args.dataset not in jobs:
         raise InputError(f"{args.system} cannot be scored on {args.dataset}, only on {', '.join(jobs)}")
+    if jobs is _TRACKING_JOBS:
+        _refuse_options_of_systems(args)
     evaluation = jobs[args.dataset](args, options)
     if evaluation.waiting:
         return _report_part(evaluation, part, as_json=args.json)
@@ -271,6 +273,17 @@ def _davis(args: argparse.Namespace, options: EvaluationOptions) -> Evaluation:
         masks_folder=args.output / "masks" if args.write_masks else None,
         progress=_progress(),
     )
+
+
+def _refuse_options_of_systems(args: argparse.Namespace) -> None:
+    """Nothing that was asked for may be passed over.
+
+    Raises:
+      InputError: for an option without meaning for trackers.
+    """
+    for name in ("threshold", "whole_clip", "frames", "protocol", "missing", "by_sentence", "subset"):
+        if getattr(args, name):
+            raise InputError(f"--{name.replace('_', '-')} is for systems: it means nothing for {args.system}")
 
 
 # Datasets of trackers, and of systems; moving_shapes has clips for both.

@@ -39,6 +39,12 @@ def load_part(folder: str | Path, part: str, *, dtype: str | None, mesh: Any) ->
     return load_converted(folder, part, mesh=mesh, precision=precisions.by_name(dtype) if dtype else None)
 
 
+def settings_of(folder: str | Path) -> dict[str, Any]:
+    """What an export or the bundled weights say of how they are to be used; nothing of a converted checkpoint."""
+    folder = resolve(folder)
+    return dict(bundle.description(folder).get("settings", {})) if bundle.is_bundle(folder) else {}
+
+
 def parameter_count(model: Callable[[nnx.Rngs], nnx.Module]) -> int:
     """Number of parameters of a model that is not built."""
     state = nnx.state(nnx.eval_shape(lambda: model(nnx.Rngs(params=0))))

@@ -1,12 +1,10 @@
-"""Images as SAM 2's image predictor takes them: `SAM2Transforms` of sam2/utils/transforms.py."""
+"""Images and frames of videos as SAM 2's predictors take them."""
 
 import numpy as np
 from PIL import Image
 
 from rvseg_jax.core.errors import InputError
-
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+from rvseg_jax.processing.imagenet import DEVIATION, MEAN
 
 
 def square_image(image: np.ndarray, size: int) -> np.ndarray:
@@ -16,6 +14,8 @@ def square_image(image: np.ndarray, size: int) -> np.ndarray:
 
     Raises:
       InputError: for anything but an RGB image of bytes.
+
+    Source: sam2/utils/transforms.py, `SAM2Transforms`.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise InputError(f"an image of shape {image.shape} and type {image.dtype}: give uint8 [H, W, 3]")
@@ -24,3 +24,16 @@ def square_image(image: np.ndarray, size: int) -> np.ndarray:
     planes = [Image.fromarray(np.ascontiguousarray(pixels[..., channel])) for channel in range(3)]
     squashed = [np.asarray(plane.resize((size, size), Image.Resampling.BILINEAR)) for plane in planes]
     return (np.stack(squashed, axis=-1) - MEAN) / DEVIATION
+
+
+def square_frame(frame: np.ndarray, size: int) -> np.ndarray:
+    """A frame of a video squashed to a square, bicubic on bytes as Pillow does it, and normalised.
+
+    Shapes: frame uint8 [H, W, 3] -> float32 [S, S, 3].
+
+    Source: sam2/utils/misc.py, `_load_img_as_tensor`.
+    """
+    image = Image.fromarray(frame)
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return (np.asarray(image, np.float32) / np.float32(255) - MEAN) / DEVIATION

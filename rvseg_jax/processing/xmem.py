@@ -3,9 +3,7 @@
 import numpy as np
 
 from rvseg_jax.core.errors import InputError
-
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+from rvseg_jax.processing.imagenet import DEVIATION, MEAN
 
 
 def working_size(height: int, width: int, short: int) -> tuple[int, int]:

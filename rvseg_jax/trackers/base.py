@@ -2,7 +2,7 @@
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,14 +86,7 @@ class Session(ABC):
 
     def prompt(self, object_id: int, prompt: Prompt) -> None:
         """As `add`."""
-        if isinstance(object_id, bool) or not isinstance(object_id, (int, np.integer)) or object_id < 1:
-            raise InputError(f"object {object_id!r}: number objects 1, 2, ...")
-        for kind in prompt.kinds:
-            if kind not in self.accepts:
-                raise InputError(
-                    f"object {object_id}: this tracker takes no {kind}, only {', '.join(self.accepts)}; "
-                    "sam2 takes points, boxes and masks"
-                )
+        check_request(object_id, prompt, self.accepts)
         if object_id in self._queued:
             raise InputError(
                 f"object {object_id} has a prompt for frame {self._frame + 1} already: give it all at once"
@@ -145,6 +138,22 @@ class Session(ABC):
     @abstractmethod
     def _forget(self, object_id: int) -> None:
         """Lets go of an object that is in `ids`."""
+
+
+def check_request(object_id: Any, prompt: Prompt, accepts: Sequence[str]) -> None:
+    """Whether a tracker can follow this object from this prompt.
+
+    Raises:
+      InputError: for a number below 1, or a kind of prompt that the tracker does not take.
+    """
+    if isinstance(object_id, bool) or not isinstance(object_id, (int, np.integer)) or object_id < 1:
+        raise InputError(f"object {object_id!r}: number objects 1, 2, ...")
+    for kind in prompt.kinds:
+        if kind not in accepts:
+            raise InputError(
+                f"object {object_id}: this tracker takes no {kind}, only {', '.join(accepts)}; "
+                "sam2 takes points, boxes and masks"
+            )
 
 
 def room_for(objects: int) -> int:

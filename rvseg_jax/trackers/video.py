@@ -9,7 +9,7 @@ from rvseg_jax.core.errors import InputError
 from rvseg_jax.core.memory import free_bytes
 from rvseg_jax.formats import rle
 from rvseg_jax.processing.video import IteratorVideo, Video
-from rvseg_jax.trackers.base import TrackedFrame, Tracker
+from rvseg_jax.trackers.base import TrackedFrame, Tracker, check_request
 from rvseg_jax.trackers.prompts import Prompt
 
 # Prompts by frame, and by object in a frame.
@@ -27,7 +27,7 @@ def check_prompts(tracker: Tracker, prompts: Prompts) -> tuple[int, ...]:
         if frame < 0:
             raise InputError(f"a prompt for frame {frame}: frames are numbered from 0")
         for object_id, prompt in objects.items():
-            tracker.session().prompt(object_id, prompt)
+            check_request(object_id, prompt, tracker.accepts)
             found.add(object_id)
     if not found:
         raise InputError("nothing to follow: give points, a box or a mask of an object")

@@ -8,10 +8,12 @@ from PIL import Image
 
 import rvseg_jax as rv
 from rvseg_jax.cli import track
+from rvseg_jax.cli.predict import FORMAT_NAMES
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.evaluation import tracking
 from rvseg_jax.evaluation.runner import EvaluationOptions
 from rvseg_jax.formats.davis import read_labels, write_labels
+from rvseg_jax.formats.output import FORMATS
 from rvseg_jax.input_pipeline.datasets.davis import Davis
 from rvseg_jax.input_pipeline.sources import TrackingSample
 from rvseg_jax.trackers import base
@@ -218,6 +220,16 @@ def test_command(colours, rvseg, tmp_path):
         result = rvseg("track", str(frames), *wrong, "-o", str(tmp_path / "none"))
         assert result.code == 2 and text in result.err, result.err
         assert not (tmp_path / "none").exists() or not any((tmp_path / "none").iterdir())
+
+
+def test_the_help_names_every_format():
+    assert tuple(FORMATS) == FORMAT_NAMES
+
+
+def test_options_of_systems_are_refused(colours, davis_root, rvseg, tmp_path):
+    for option in (["--threshold", "0.7"], ["--missing", "skip"], ["--whole-clip"]):
+        result = rvseg("eval", "sam2", "davis", davis_root, "-o", tmp_path / "no", *option)
+        assert result.code == 2 and f"{option[0]} is for systems" in result.err, result.err
 
 
 def test_prompts_of_the_command_line(tmp_path):

@@ -67,7 +67,7 @@ def test_a_tracker_learns_and_its_export_tracks_the_same(name, make, tmp_path):
     assert np.mean(values[-5:]) < 0.8 * np.mean(values[:5])
 
     task.export(params, tmp_path)
-    options = {"size": 96} if name == "xmem" else {}
+    options = {} if name == "xmem" else {"postprocessing": False}
     tracker = rv.load(name, tmp_path, dtype="float32", **options)
     scores = task.evaluate(params, step=0)
     assert set(scores) >= {"j"} and 0 <= scores["j"] <= 1

@@ -7,23 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from rvseg_jax.layers.conv import Conv
 from rvseg_jax.layers.linear import Linear
 from rvseg_jax.models.sam2 import memory_attention, memory_encoder
 from rvseg_jax.models.sam2.config import Sam2Config
-from rvseg_jax.models.sam2.mask_decoder import MaskDecoder, MaskOutput, Perceptron, best_of
+from rvseg_jax.models.sam2.mask_decoder import MaskDecoder, MaskOutput, Perceptron
 from rvseg_jax.models.sam2.memory_attention import MemoryAttention
 from rvseg_jax.models.sam2.memory_encoder import MemoryEncoder
 from rvseg_jax.models.sam2.neck import ImageEncoder
-from rvseg_jax.models.sam2.prompt_encoder import PADDING, PromptEncoder, Prompts
-from rvseg_jax.ops.resize import resize
+from rvseg_jax.models.sam2.prompt_encoder import PromptEncoder, Prompts
 from rvseg_jax.parallel import Table, prefixed
-
-# Logit of every pixel of an object that is not there.
-NO_OBJ_SCORE = -1024.0
 
 
 @jax.tree_util.register_dataclass
@@ -44,27 +39,6 @@ class ImageFeatures:
     def image(self, index: int) -> "ImageFeatures":
         """The features of one image of the batch, which still has an axis of length 1."""
         return jax.tree.map(lambda x: x[index : index + 1], self)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class ObjectMasks:
-    """Masks of each object with the best of its alternatives.
-
-    Shapes: masks [B, M, H, W], iou [B, M], best [B, H, W], token [B, D], object_score [B, 1]; all but token float32.
-
-    Attributes:
-      masks: logits at a quarter of the image size, -1024 everywhere where the object is not there.
-      best: the mask with the highest predicted IoU.
-      token: the mask token that an object pointer is made of.
-      object_score: logit that the object is in the image.
-    """
-
-    masks: jax.Array
-    iou: jax.Array
-    best: jax.Array
-    token: jax.Array
-    object_score: jax.Array
 
 
 class Sam2(nnx.Module):
@@ -186,42 +160,6 @@ class Sam2(nnx.Module):
         """
         features = self.without_memory(features)
         return self.decode(features, prompts, multimask_output=multimask_output, ragged=ragged, train=train)
-
-    def forward_sam_heads(
-        self,
-        features: ImageFeatures,
-        prompts: Prompts,
-        *,
-        multimask_output: bool,
-        gate: bool = True,
-        train: bool = False,
-    ) -> ObjectMasks:
-        """Masks of objects in a frame of a video, from features that are conditioned already.
-
-        Differs from `decode` in that objects without points get one of padding, masks are resized to what the prompt
-        encoder takes, absent objects get no mask, and the best of several masks is chosen.
-
-        Args:
-          prompts: its masks may have any size.
-          gate: fill the masks of objects whose score is not positive with -1024; RGA3 does without.
-          multimask_output, train: as for `MaskDecoder`.
-        """
-        count = max(prompts.count, features.embedding.shape[0])
-        if prompts.points is None:
-            nothing = jnp.full((count, 1), PADDING, jnp.int32)
-            prompts = replace(prompts, points=jnp.zeros((count, 1, 2)), labels=nothing)
-        side = self.cfg.low_res_size
-        if prompts.masks is not None and prompts.masks.shape[1:] != (side, side):
-            masks = prompts.masks.astype(jnp.float32)[..., None]
-            prompts = replace(prompts, masks=resize(masks, (side, side), mode="bilinear", antialias=True)[..., 0])
-        out = self.decode(features, prompts, multimask_output=multimask_output, train=train)
-        masks = out.masks
-        if gate and self.cfg.mask_decoder.pred_obj_scores:
-            masks = jnp.where(out.object_score[..., None, None] > 0, masks, NO_OBJ_SCORE)
-        best, _ = best_of(masks, out.iou)
-        chosen = jnp.argmax(out.iou, axis=-1) if out.tokens.shape[1] > 1 else jnp.zeros(len(masks), jnp.int32)
-        token = jnp.take_along_axis(out.tokens, chosen[:, None, None], axis=1)[:, 0]
-        return ObjectMasks(masks, out.iou, best[:, 0], token, out.object_score)
 
 
 def _pointer_projection(cfg: Sam2Config, options: dict[str, Any]) -> Perceptron | Linear:

@@ -1,13 +1,10 @@
 """FlowRVS from a checkpoint: a converted one, part by part as it is needed, or a small one at once."""
 
-import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from rvseg_jax.core import precision as precisions
 from rvseg_jax.core.errors import InputError
@@ -15,6 +12,8 @@ from rvseg_jax.models.umt5.encoder import UMT5Config, UMT5Encoder, encode_blockw
 from rvseg_jax.models.wan.transformer import WanTransformer
 from rvseg_jax.models.wan.vae import WanVAE
 from rvseg_jax.parts.bundle import is_bundle, load_part
+from rvseg_jax.parts.loading import parameter_count
+from rvseg_jax.parts.settings import changed
 from rvseg_jax.processing.text import Tokenizer
 from rvseg_jax.systems.flowrvs import TINY, bundle
 from rvseg_jax.systems.flowrvs.config import FlowRVSConfig
@@ -35,14 +34,7 @@ def load(checkpoint: Path | None, *, dtype: str | None, mesh: Any, **settings: A
 
 
 def _changed(config: FlowRVSConfig, settings: dict[str, Any]) -> FlowRVSConfig:
-    known = [field.name for field in dataclasses.fields(config) if field.name not in bundle.FIELDS.values()]
-    for name in settings:
-        if name not in known:
-            raise InputError(f"FlowRVS has no setting {name!r}: it has {', '.join(known)}")
-    try:
-        return dataclasses.replace(config, **settings)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    return changed(config, settings, "FlowRVS", fixed=bundle.FIELDS.values())
 
 
 def encode_stored(folder: Path, config: UMT5Config, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
@@ -111,8 +103,7 @@ def describe() -> dict[str, Any]:
         counts = {}
         for name, preset in presets.items():
             config = getattr(preset, field)
-            state = nnx.state(nnx.eval_shape(lambda m=models[part], c=config: m(c, rngs=nnx.Rngs(params=0))))
-            counts[name] = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
+            counts[name] = parameter_count(lambda rngs, m=models[part], c=config: m(c, rngs=rngs))  # type: ignore[misc]
         parts[part] = {"parameters": counts, "licence": registry.part(part).licence}
     return {
         "system": "flowrvs",

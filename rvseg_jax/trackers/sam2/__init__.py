@@ -31,28 +31,32 @@ class Sam2Tracker:
         return Sam2Session(self.programs, objects=objects)
 
 
-def load(checkpoint: Path | None, *, dtype: str | None = None, mesh: Any = None, **settings: Any) -> Sam2Tracker:
+def load(
+    checkpoint: Path | None,
+    *,
+    dtype: str | None = None,
+    mesh: Any = None,
+    postprocessing: bool = True,
+    **settings: Any,
+) -> Sam2Tracker:
     """The tracker with the weights of a checkpoint, or with the bundled tiny ones.
 
     Args:
-      checkpoint: folder made by `rvseg convert sam2` or exported by training; None for the bundled weights.
+      checkpoint: folder made by `rvseg convert` or exported by training; None for the bundled weights.
       dtype: precision by name; None takes the number format of the weights.
       mesh: devices that the weights are spread over.
-      settings: fields of `TrackingConfig` to change, such as `non_overlap_masks` or `fill_hole_area`, and
-        `dynamic_multimask_via_stability`.
+      postprocessing: what upstream's `build_sam2_video_predictor` switches on: an unstable mask gives way to the best
+        of several, clicked masks are remembered as binary, and holes of up to 8 cells are filled.
+      settings: fields of `TrackingConfig` to change, such as `non_overlap_masks` or `fill_hole_area`.
 
     Raises:
       InputError: if the folder is no checkpoint of SAM 2, or a setting is unknown or does not fit.
     """
     from rvseg_jax.parts.loading import load_part
-    from rvseg_jax.trackers.settings import changed
+    from rvseg_jax.parts.settings import changed
 
     model = cast("Sam2", load_part(TINY if checkpoint is None else checkpoint, "sam2", dtype=dtype, mesh=mesh))
-    stability = "dynamic_multimask_via_stability"
-    config = model.cfg
-    if stability in settings:
-        decoder = changed(config.mask_decoder, {stability: settings.pop(stability)}, "the mask decoder of sam2")
-        config = dataclasses.replace(config, mask_decoder=decoder)
+    config = model.cfg.with_postprocessing() if postprocessing else model.cfg
     model.cfg = dataclasses.replace(config, tracking=changed(config.tracking, settings, "sam2"))
     return Sam2Tracker(model)
 

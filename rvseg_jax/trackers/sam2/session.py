@@ -4,34 +4,22 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from rvseg_jax.models.sam2.tracking import Place
 from rvseg_jax.models.sam2.tracking_programs import TrackingPrograms
 from rvseg_jax.models.sam2.tracking_prompts import RowPrompt, batched_prompts, scaled_mask, scaled_points
 from rvseg_jax.models.sam2.tracking_state import TrackState, empty_state, grown, without_rows
+from rvseg_jax.processing.sam2 import square_frame
 from rvseg_jax.trackers.base import Session, logger, room_for
 from rvseg_jax.trackers.prompts import KINDS, Prompt
 
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
-
-
-def prepared(frame: np.ndarray, side: int) -> np.ndarray:
-    """A frame squashed into a square, bicubic as Pillow does it, and normalised by ImageNet's mean and deviation.
-
-    Shapes: frame uint8 [H, W, 3] -> float32 [side, side, 3].
-
-    Source: sam2/utils/misc.py, `_load_img_as_tensor`.
-    """
-    image = Image.fromarray(frame)
-    if image.size != (side, side):
-        image = image.resize((side, side), Image.Resampling.BICUBIC)
-    return (np.asarray(image, np.float32) / np.float32(255) - MEAN) / DEVIATION
-
 
 class Sam2Session(Session):
-    """A video. See `Session`; a prompt may be points, a box or a mask."""
+    """A video. See `Session`; a prompt may be points, a box or a mask.
+
+    Every prompted frame of an object stays in memory, as in upstream: memory grows with the prompts of an object, in
+    powers of two, and not with the frames.
+    """
 
     accepts = KINDS
 
@@ -39,11 +27,12 @@ class Sam2Session(Session):
         super().__init__()
         self._programs, self._cfg = programs, programs.cfg
         self._rows: list[int | None] = [None] * room_for(objects)  # the object of each row of the state
+        self._prompted: dict[int, int] = {}  # prompted frames of each object
         self._state: TrackState | None = None
 
     def _step(self, frame: np.ndarray, prompts: Mapping[int, Prompt], end: bool) -> tuple[np.ndarray, np.ndarray]:
-        state = self._with_rows(prompts)
-        features = self._programs.encode_image(jnp.asarray(prepared(frame, self._cfg.image_size))[None])
+        state = self._with_room(prompts)
+        features = self._programs.encode_image(jnp.asarray(square_frame(frame, self._cfg.image_size))[None])
         place = Place.of(len(self._rows), self._frame)
         asked = None
         if prompts:
@@ -58,22 +47,25 @@ class Sam2Session(Session):
     def _forget(self, object_id: int) -> None:
         row = self._rows.index(object_id)
         self._rows[row] = None
+        del self._prompted[object_id]
         if self._state is not None:
             self._state = without_rows(self._state, jnp.arange(len(self._rows)) == row)
 
-    def _with_rows(self, prompts: Mapping[int, Prompt]) -> TrackState:
-        """The state with a row for every object, of twice the size where they are too few."""
+    def _with_room(self, prompts: Mapping[int, Prompt]) -> TrackState:
+        """The state with a row for every object and a slot for every prompted frame, of twice the size if too small."""
         for object_id in prompts:
-            if object_id in self._rows:
-                continue
-            if None not in self._rows:
-                logger.info("%d objects and more: compiling for %d", len(self._rows), 2 * len(self._rows))
-                if self._state is not None:
-                    self._state = grown(self._state, rows=2 * len(self._rows))
-                self._rows += [None] * len(self._rows)
-            self._rows[self._rows.index(None)] = object_id
+            self._prompted[object_id] = self._prompted.get(object_id, 0) + 1
+            if object_id not in self._rows:
+                if None not in self._rows:
+                    self._rows += [None] * len(self._rows)
+                self._rows[self._rows.index(None)] = object_id
+        rows, slots = len(self._rows), room_for(max(self._prompted.values(), default=1))
         if self._state is None:
-            self._state = empty_state(self._cfg, len(self._rows))
+            return empty_state(self._cfg, rows, prompted_slots=slots)
+        slots = max(slots, self._state.prompted.frame.shape[1])
+        if (rows, slots) != self._state.prompted.frame.shape:
+            logger.info("compiling for %d objects with %d prompted frames each", rows, slots)
+            return grown(self._state, rows=rows, prompted_slots=slots)
         return self._state
 
     def _scaled(self, prompt: Prompt | None) -> RowPrompt | None:

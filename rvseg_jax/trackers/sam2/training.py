@@ -3,10 +3,8 @@
 tracker.sam2   objects are prompted in the first frame of a clip and followed through the others
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +16,14 @@ from rvseg_jax.models.sam2.config import Sam2Config
 from rvseg_jax.models.sam2.model import SHARDING, Sam2
 from rvseg_jax.models.sam2.tracking_prompts import TrackPrompts
 from rvseg_jax.parallel.rules import Table
-from rvseg_jax.parts import bundle, parameters
 from rvseg_jax.parts.parameters import Params
-from rvseg_jax.processing.sam2 import DEVIATION, MEAN
+from rvseg_jax.processing.imagenet import DEVIATION, MEAN
 from rvseg_jax.trackers import data
-from rvseg_jax.trackers.rows import ClipRow
+from rvseg_jax.trackers.base import Tracker
 from rvseg_jax.trackers.sam2 import Sam2Tracker
 from rvseg_jax.trackers.sam2.clips import clip_losses, simulated_prompts, taught, track_clip
 from rvseg_jax.trackers.sam2.losses import TrackerLossConfig
-from rvseg_jax.trackers.validation import region_similarity
+from rvseg_jax.trackers.task import TrackerTask
 
 Batch = Mapping[str, jax.Array]
 
@@ -58,31 +55,21 @@ class Sam2TrainingConfig:
             raise ValueError(f"prompts {self.prompts} must be shares of mask, click and box that add to 1")
 
 
-class Sam2Task:
+class Sam2Task(TrackerTask):
     """The losses of `trackers.sam2.clips` on clips of videos."""
 
     Config = Sam2TrainingConfig
     sharding_table: Table = SHARDING
+    name = "sam2"
 
     def __init__(self, config: Sam2TrainingConfig, *, precision: Precision) -> None:
-        self.config = config
-        self._config = replace(config.model, precision=precision)
-        self._graph = parameters.graph_of(self._model)
-        self._tracker: Sam2Tracker | None = None
+        self._sizes = replace(config.model, precision=precision)
+        super().__init__(config, lambda rngs: Sam2(self._sizes, rngs=rngs), precision)
 
-    def _model(self, rngs: nnx.Rngs) -> Sam2:
-        return Sam2(self._config, rngs=rngs)
-
-    def init(self, key: jax.Array) -> Params:
-        """Parameters of a new model."""
-        return parameters.initialised(self._model, key)
-
-    def restore_pretrained(self, target: Params) -> Params:
-        """All parameters, where the recipe names a folder."""
-        if not self.config.pretrained:
-            return {}
-        given = parameters.read(self.config.pretrained, "sam2", self._config.precision, target)
-        return parameters.place_matching(given, target)
+    @property
+    def size(self) -> int:
+        """That of the model's images."""
+        return self._sizes.image_size
 
     def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Losses of a batch of clips.
@@ -103,7 +90,7 @@ class Sam2Task:
     def _prompts(self, key: jax.Array, masks: jax.Array) -> TrackPrompts:
         """A mask, a click or a box for each row, by chance. Shapes: masks bool [B, S, S]."""
         own, *keys = jax.random.split(key, 4)
-        low = self._config.low_res_size
+        low = self._sizes.low_res_size
         kinds = [
             simulated_prompts(one, masks, kind, low_res_size=low)  # type: ignore[arg-type]
             for one, kind in zip(keys, ("mask", "click", "box"), strict=True)
@@ -116,31 +103,7 @@ class Sam2Task:
 
         return jax.tree.map(chosen, *kinds)
 
-    def source(self, split: str) -> Any:
-        """Videos of the split."""
-        return data.source(self.config.clips, split)
-
-    def transform(self, split: str) -> Callable[..., Mapping[str, Any]]:
-        """A clip of a video."""
-        clips = self.config.clips
-        return ClipRow(
-            frames=clips.frames,
-            objects=clips.objects,
-            size=self._config.image_size,
-            longest_stride=clips.longest_stride,
-            crop=clips.crop,
-        )
-
-    def evaluate(self, params: Params, *, step: int) -> Mapping[str, float]:
-        """Region similarity on validation clips, from first masks."""
-        del step
-        state = nnx.split(parameters.assembled(self._model, params))[1]
-        if self._tracker is None:
-            self._tracker = Sam2Tracker(nnx.merge(self._graph, state))
-        self._tracker.programs.parameters = state
-        clips = self.source("validation")
-        return region_similarity(self._tracker, [clips[index] for index in range(self.config.validation_clips)])
-
-    def export(self, params: Params, folder: Path) -> None:
-        """Writes the model; see `parts.bundle`."""
-        bundle.save(folder, "sam2", {"sam2": parameters.assembled(self._model, params)}, settings={})
+    def _tracker_of(self, state: nnx.State, last: Tracker | None) -> Tracker:
+        tracker = last if isinstance(last, Sam2Tracker) else Sam2Tracker(nnx.merge(self._graph, state))
+        tracker.programs.parameters = state
+        return tracker

@@ -34,8 +34,8 @@ def load(checkpoint: Path | None, *, dtype: str | None = None, mesh: Any = None,
     """The tracker with the weights of a checkpoint, or with the bundled tiny ones.
 
     Args:
-      checkpoint: folder made by `rvseg convert xmem` or exported by training; None for the bundled weights, which
-        work at 128 pixels of the shorter side unless `size` says otherwise.
+      checkpoint: folder made by `rvseg convert` or exported by training; None for the bundled weights. Those two work
+        at the size that they were trained at, the published weights at 480 pixels of the shorter side.
       dtype: precision by name; None takes the number format of the weights.
       mesh: devices that the weights are spread over.
       settings: fields of `MemoryConfig` to change, such as `size`, `mem_every` or `top_k`.
@@ -44,12 +44,12 @@ def load(checkpoint: Path | None, *, dtype: str | None = None, mesh: Any = None,
       InputError: if the folder is no checkpoint of XMem, or a setting is unknown or does not fit.
     """
     from rvseg_jax.models.xmem.config import MemoryConfig
-    from rvseg_jax.parts.loading import load_part
-    from rvseg_jax.trackers.settings import changed
+    from rvseg_jax.parts.loading import load_part, settings_of
+    from rvseg_jax.parts.settings import changed
 
-    model = cast("XMem", load_part(TINY if checkpoint is None else checkpoint, "xmem", dtype=dtype, mesh=mesh))
-    memory = MemoryConfig(size=128) if checkpoint is None else MemoryConfig()
-    return XMemTracker(model, changed(memory, settings, "xmem"))
+    folder = TINY if checkpoint is None else checkpoint
+    model = cast("XMem", load_part(folder, "xmem", dtype=dtype, mesh=mesh))
+    return XMemTracker(model, changed(MemoryConfig(), settings_of(folder) | settings, "xmem"))
 
 
 def describe() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from rvseg_jax.models.xmem.inference import Propagator, Track
-from rvseg_jax.processing.xmem import prepare_frame, prepare_masks, resize_bilinear, working_size
+from rvseg_jax.processing.xmem import label_image, prepare_frame, prepare_masks, working_size
 from rvseg_jax.trackers.base import Session, logger, room_for
 from rvseg_jax.trackers.prompts import Prompt
 
@@ -38,11 +38,10 @@ class XMemSession(Session):
                 given[plane] = prompt.mask
             masks = prepare_masks(given, size)
         found, self._track = self._propagator.step(track, prepare_frame(frame, size), masks, labelled, end=end)
-        planes = np.moveaxis(np.asarray(found, np.float32), 0, -1)
-        planes = np.moveaxis(resize_bilinear(planes, (frame.shape[0], frame.shape[1])), -1, 0)
-        best = planes.argmax(axis=0)
+        planes = np.asarray(found, np.float32)
+        labels = label_image(planes, (frame.shape[0], frame.shape[1]))
         chosen = [self._planes.index(object_id) + 1 for object_id in self.ids]
-        return np.stack([best == plane for plane in chosen]), planes[chosen].max(axis=(1, 2))
+        return np.stack([labels == plane for plane in chosen]), planes[chosen].max(axis=(1, 2))
 
     def _forget(self, object_id: int) -> None:
         """Its plane stays; another object of this number takes it up again."""

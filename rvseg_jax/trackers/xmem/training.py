@@ -3,9 +3,8 @@
 tracker.xmem   masks of the first frame are carried through the others, from a few frames before each
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,12 +16,11 @@ from rvseg_jax.models.xmem.clip import draw_choices, segment_clip
 from rvseg_jax.models.xmem.config import MemoryConfig, XMemConfig
 from rvseg_jax.models.xmem.network import SHARDING, XMem
 from rvseg_jax.parallel.rules import Table
-from rvseg_jax.parts import bundle, parameters
 from rvseg_jax.parts.parameters import Params
-from rvseg_jax.processing.xmem import DEVIATION, MEAN
+from rvseg_jax.processing.imagenet import DEVIATION, MEAN
 from rvseg_jax.trackers import data
-from rvseg_jax.trackers.rows import ClipRow
-from rvseg_jax.trackers.validation import region_similarity
+from rvseg_jax.trackers.base import Tracker
+from rvseg_jax.trackers.task import TrackerTask
 from rvseg_jax.trackers.xmem import XMemTracker
 from rvseg_jax.trackers.xmem.losses import BootstrapSchedule, clip_losses
 
@@ -60,31 +58,21 @@ class XMemTrainingConfig:
             raise ValueError(f"size {self.size} must be a multiple of 16")
 
 
-class XMemTask:
+class XMemTask(TrackerTask):
     """Bootstrapped cross entropy and Dice on clips of videos."""
 
     Config = XMemTrainingConfig
     sharding_table: Table = SHARDING
+    name = "xmem"
 
     def __init__(self, config: XMemTrainingConfig, *, precision: Precision) -> None:
-        self.config = config
-        self._config = replace(config.model, precision=precision)
-        self._graph = parameters.graph_of(self._model)
-        self._tracker: XMemTracker | None = None
+        sizes = replace(config.model, precision=precision)
+        super().__init__(config, lambda rngs: XMem(sizes, rngs=rngs), precision)
 
-    def _model(self, rngs: nnx.Rngs) -> XMem:
-        return XMem(self._config, rngs=rngs)
-
-    def init(self, key: jax.Array) -> Params:
-        """Parameters of a new model."""
-        return parameters.initialised(self._model, key)
-
-    def restore_pretrained(self, target: Params) -> Params:
-        """All parameters, where the recipe names a folder."""
-        if not self.config.pretrained:
-            return {}
-        given = parameters.read(self.config.pretrained, "xmem", self._config.precision, target)
-        return parameters.place_matching(given, target)
+    @property
+    def size(self) -> int:
+        """As the recipe says."""
+        return self.config.size
 
     def loss(
         self, params: Params, batch: Batch, key: jax.Array, step: jax.Array
@@ -114,31 +102,12 @@ class XMemTask:
         losses = clip_losses(output.logits, output.masks, labels, jnp.sum(valid, axis=1), step, self.config.bootstrap)
         return losses.total, {"cross_entropy": jnp.mean(losses.cross_entropy), "dice": jnp.mean(losses.dice)}
 
-    def source(self, split: str) -> Any:
-        """Videos of the split."""
-        return data.source(self.config.clips, split)
+    def _tracker_of(self, state: nnx.State, last: Tracker | None) -> Tracker:
+        model = nnx.merge(self._graph, state)
+        tracker = last if isinstance(last, XMemTracker) else XMemTracker(model, MemoryConfig(size=self.size))
+        tracker.propagator.weights = state
+        return tracker
 
-    def transform(self, split: str) -> Callable[..., Mapping[str, Any]]:
-        """A clip of a video."""
-        clips = self.config.clips
-        return ClipRow(
-            frames=clips.frames,
-            objects=clips.objects,
-            size=self.config.size,
-            longest_stride=clips.longest_stride,
-            crop=clips.crop,
-        )
-
-    def evaluate(self, params: Params, *, step: int) -> Mapping[str, float]:
-        """Region similarity on validation clips, from first masks, with the published memory settings."""
-        del step
-        state = nnx.split(parameters.assembled(self._model, params))[1]
-        if self._tracker is None:
-            self._tracker = XMemTracker(nnx.merge(self._graph, state), MemoryConfig(size=self.config.size))
-        self._tracker.propagator.weights = state
-        clips = self.source("validation")
-        return region_similarity(self._tracker, [clips[index] for index in range(self.config.validation_clips)])
-
-    def export(self, params: Params, folder: Path) -> None:
-        """Writes the model; see `parts.bundle`."""
-        bundle.save(folder, "xmem", {"xmem": parameters.assembled(self._model, params)}, settings={})
+    def settings(self) -> dict[str, Any]:
+        """The size that it was trained at."""
+        return {"size": self.size}
