@@ -8,7 +8,6 @@ The file holds blocks of the Wan2.1-1.3B transformer in float32; 6 of them make 
 import argparse
 import dataclasses
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -43,13 +42,12 @@ def write(folder: Path, layers: int) -> int:
 def measured(folder: Path, dtype: str) -> None:
     """Converts, and prints seconds and peak bytes; runs in a process of its own."""
     from rvseg_jax.convert.__main__ import main as convert
+    from rvseg_jax.core.memory import peak_resident_bytes
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     start = time.perf_counter()
     words = ["convert", "wan_dit", str(folder / "model.safetensors"), "--config", str(folder / "config.json")]
     code = convert([*words, "-o", str(folder / "converted"), "--dtype", dtype, "--quiet"])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": time.perf_counter() - start, "before": before, "peak": peak, "code": code}))
+    print(json.dumps({"seconds": time.perf_counter() - start, "peak": peak_resident_bytes(), "code": code}))
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
-"""How much memory is free for arrays, on the first device of this process."""
+"""How much memory is free for arrays on the first device of this process, and how much the process has taken."""
 
 import os
+import resource
+import sys
 from pathlib import Path
 
 
@@ -17,14 +19,28 @@ def free_bytes() -> int:
     return free if limit is None or used is None else min(free, max(limit - used, 0))
 
 
+def peak_resident_bytes() -> int:
+    """The most host memory that this process has held at once."""
+    # Not `ru_maxrss` on Linux: a process inherits that of the one that started it.
+    peak = _field("/proc/self/status", "VmHWM")
+    if peak is not None:
+        return peak
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def _host_available() -> int:
+    available = _field("/proc/meminfo", "MemAvailable")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if available is None else available
+
+
+def _field(path: str, name: str) -> int | None:
+    """Bytes of a field of a file of Linux's /proc; None on other systems."""
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+        lines = Path(path).read_text().splitlines()
     except OSError:
-        pass  # no /proc: not Linux
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
 
 
 def _number(path: str) -> int | None:

@@ -7,7 +7,6 @@ terminal; `planning.compile` starts this module with those settings. JOB is a JS
 
 import json
 import re
-import resource
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ import jax
 from jax.experimental import topologies
 
 from rvseg_jax.core import config as configs
+from rvseg_jax.core.memory import peak_resident_bytes
 from rvseg_jax.parallel.mesh import make_mesh
 from rvseg_jax.planning.collectives import collectives
 from rvseg_jax.planning.step import planned_step, task_of
@@ -43,7 +43,7 @@ def main(path: str) -> None:
         except jax.errors.JaxRuntimeError as error:
             found = over_memory(str(error))
     found["compile_seconds"] = time.perf_counter() - start
-    found["host_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found["host_memory"] = peak_resident_bytes()
     Path(job["out"]).write_text(json.dumps(found))
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -16,6 +15,7 @@ from etils import epath
 
 from rvseg_jax.core.errors import UserError
 from rvseg_jax.core.logging import get_logger
+from rvseg_jax.core.memory import peak_resident_bytes
 
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
@@ -165,10 +165,7 @@ def memory_gib() -> float:
     """Peak memory in GiB: of the fullest local device, or of this process where devices do not tell (CPU)."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peak = max(stat.get("peak_bytes_in_use", 0) for stat in stats)
-    if not peak:
-        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return peak / 2**30
+    return (peak or peak_resident_bytes()) / 2**30
 
 
 def trim(path: epath.Path, step: int) -> None:
