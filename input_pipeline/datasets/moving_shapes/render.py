@@ -63,12 +63,12 @@ def stamp(item: ShapeObject, size: tuple[int, int]) -> Stamp:
     cos = np.float32(cosine(item.tilt)) / np.float32(32768) / radius
     sin = np.float32(sine(item.tilt)) / np.float32(32768) / radius
     x, y = dx * cos + dy * sin, dy * cos - dx * sin
-    distance = _distance(item.look.shape, x, y) * (radius / np.float32(SUBPIXEL))
+    distance = shape_distance(item.look.shape, x, y) * (radius / np.float32(SUBPIXEL))
     corners = [(slice(top, top + side), slice(left, left + side)) for left, top in corner.tolist()]
     return Stamp(corners, x, y, distance, distance <= 0)
 
 
-def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def shape_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Distance to the edge of a shape inside the unit circle (exact near straight edges), negative inside."""
     if shape == "circle":
         return np.sqrt(x * x + y * y) - np.float32(0.95)
