@@ -1,11 +1,11 @@
 """XMem, keys as in upstream's `XMem.pth`."""
 
-from rvseg_jax.convert.rules import Drop, Entry, Operation, Rule, Table, conv, linear, split
+from rvseg_jax.convert.rules import Entry, Rule, Table, conv, linear, split
+from rvseg_jax.convert.tables.conv_layers import batch_norm, path_of, weights
 from rvseg_jax.models.xmem.config import XMemConfig
 
 _KEY_STAGES = ("res2", "layer2", "layer3")
 _VALUE_STAGES = ("layer1", "layer2", "layer3")
-_COUNTER = "counts training steps for an average that evaluation does not use; torch starts it at 0 where it is absent"
 
 
 def table(cfg: XMemConfig) -> Table:
@@ -14,10 +14,10 @@ def table(cfg: XMemConfig) -> Table:
     image_and_masks = (3, cfg.mask_channels)
     entries: list[Entry] = [
         *_kernel("key_encoder.conv1", "key_encoder/conv1"),
-        *_norm("key_encoder.bn1", "key_encoder/bn1"),
+        *batch_norm("key_encoder.bn1", "key_encoder/bn1"),
         *_stages("key_encoder", _KEY_STAGES, 3, _KEY_STAGES),
         _divided(f"{value}.conv1", f"{value}/image_conv1", f"{value}/conv1", image_and_masks),
-        *_norm(f"{value}.bn1", f"{value}/bn1"),
+        *batch_norm(f"{value}.bn1", f"{value}/bn1"),
         *_stages(value, _VALUE_STAGES, 2, _VALUE_STAGES[1:]),
         *_fuser(f"{value}.fuser", features[-1], cfg.value_planes[-1], cfg.value_dim),
         *_fuser("decoder.fuser", features[-1], cfg.value_dim + cfg.hidden_dim, cfg.decoder_dim),
@@ -29,11 +29,7 @@ def table(cfg: XMemConfig) -> Table:
         update = "decoder.hidden_update"
         convs += [f"{value}.hidden_reinforce.transform", f"{update}.transform"]
         convs += [f"{update}.{name}" for name in ("g16_conv", "g8_conv", "g4_conv")]
-    return Table([*entries, *(rule for name in convs for rule in _weights(name, _path(name), conv()))])
-
-
-def _path(name: str) -> str:
-    return name.replace(".", "/")
+    return Table([*entries, *(rule for name in convs for rule in weights(name, path_of(name), conv()))])
 
 
 def _stages(encoder: str, names: tuple[str, ...], convs: int, shortcuts: tuple[str, ...]) -> list[Entry]:
@@ -42,17 +38,17 @@ def _stages(encoder: str, names: tuple[str, ...], convs: int, shortcuts: tuple[s
     for name in names:
         block = f"{encoder}.{name}.{{i}}"
         for index in range(1, convs + 1):
-            entries += _kernel(f"{block}.conv{index}", f"{_path(block)}/conv{index}")
-            entries += _norm(f"{block}.bn{index}", f"{_path(block)}/bn{index}")
+            entries += _kernel(f"{block}.conv{index}", f"{path_of(block)}/conv{index}")
+            entries += batch_norm(f"{block}.bn{index}", f"{path_of(block)}/bn{index}")
     for name in shortcuts:
         first = f"{encoder}.{name}.0.downsample"
-        entries += _kernel(f"{first}.0", f"{_path(first)}/conv")
-        entries += _norm(f"{first}.1", f"{_path(first)}/norm")
+        entries += _kernel(f"{first}.0", f"{path_of(first)}/conv")
+        entries += batch_norm(f"{first}.1", f"{path_of(first)}/norm")
     return entries
 
 
 def _fuser(source: str, image: int, group: int, outputs: int) -> list[Entry]:
-    target, gates = _path(source), f"{source}.attention"
+    target, gates = path_of(source), f"{source}.attention"
     changed = ["conv1"] if image + group == outputs else ["conv1", "downsample"]
     entries: list[Entry] = []
     for name in changed:
@@ -60,11 +56,11 @@ def _fuser(source: str, image: int, group: int, outputs: int) -> list[Entry]:
         entries.append(_divided(place, f"{target}/block1/image_{name}", f"{target}/block1/{name}", (image, group)))
         entries.append(Rule(f"{place}.bias", f"{target}/block1/{name}/bias"))
     for name in ("block1.conv2", "block2.conv1", "block2.conv2"):
-        entries += _weights(f"{source}.{name}", f"{target}/{_path(name)}", conv())
+        entries += weights(f"{source}.{name}", f"{target}/{path_of(name)}", conv())
     # Items 0 and 2 of upstream's gate are a flattening and an activation.
-    entries += _weights(f"{gates}.ChannelGate.mlp.1", f"{target}/attention/channel/fc1", linear())
-    entries += _weights(f"{gates}.ChannelGate.mlp.3", f"{target}/attention/channel/fc2", linear())
-    entries += _weights(f"{gates}.SpatialGate.spatial.conv", f"{target}/attention/spatial/conv", conv())
+    entries += weights(f"{gates}.ChannelGate.mlp.1", f"{target}/attention/channel/fc1", linear())
+    entries += weights(f"{gates}.ChannelGate.mlp.3", f"{target}/attention/channel/fc2", linear())
+    entries += weights(f"{gates}.SpatialGate.spatial.conv", f"{target}/attention/spatial/conv", conv())
     return entries
 
 
@@ -72,25 +68,11 @@ def _up(source: str, inputs: int, outputs: int) -> list[Entry]:
     names = ["skip_conv", "out_conv.conv1", "out_conv.conv2"]
     if inputs != outputs:
         names.append("out_conv.downsample")
-    return [rule for name in names for rule in _weights(f"{source}.{name}", _path(f"{source}.{name}"), conv())]
+    return [rule for name in names for rule in weights(f"{source}.{name}", path_of(f"{source}.{name}"), conv())]
 
 
 def _kernel(source: str, target: str) -> list[Entry]:
     return [Rule(f"{source}.weight", f"{target}/kernel", conv())]
-
-
-def _weights(source: str, target: str, operation: Operation) -> list[Entry]:
-    return [Rule(f"{source}.weight", f"{target}/kernel", operation), Rule(f"{source}.bias", f"{target}/bias")]
-
-
-def _norm(source: str, target: str) -> list[Entry]:
-    return [
-        Rule(f"{source}.weight", f"{target}/scale"),
-        Rule(f"{source}.bias", f"{target}/bias"),
-        Rule(f"{source}.running_mean", f"{target}/mean"),
-        Rule(f"{source}.running_var", f"{target}/var"),
-        Drop(f"{source}.num_batches_tracked", _COUNTER, keep=True),
-    ]
 
 
 def _divided(source: str, image: str, group: str, channels: tuple[int, int]) -> Rule:
