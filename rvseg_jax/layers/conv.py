@@ -66,13 +66,14 @@ class Conv(nnx.Module):
         if folded and len(self.strides) == 3 and self.padding != "SAME" and self.groups == 1:
             y = _fold_time(x, kernel, self.strides, self.padding, self.precision.matmul)
         else:
-            y = _convolve(x, kernel, self.strides, self.padding, self.precision.matmul, self.groups)
+            y = convolve(x, kernel, self.strides, self.padding, self.precision.matmul, self.groups)
         return y if self.bias is None else y + compute(self.bias[...])
 
 
-def _convolve(
+def convolve(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Padding, precision: str | None, groups: int = 1
 ) -> jax.Array:
+    """What `Conv` computes without its bias. Shapes: x [B, *spatial, in], kernel [*k, in / groups, out]."""
     axes = "DHW"[-len(strides) :]
     return jax.lax.conv_general_dilated(
         x,
@@ -100,7 +101,7 @@ def _fold_time(
     seen = [x[:, tap : tap + (frames - 1) * step + 1 : step] for tap in range(taps)]
     images = rearrange(jnp.concatenate(seen, axis=-1), "b t h w c -> (b t) h w c")
     kernel = rearrange(kernel, "t h w i o -> h w (t i) o")
-    y = _convolve(images, kernel, strides[1:], padding, precision)
+    y = convolve(images, kernel, strides[1:], padding, precision)
     return rearrange(y, "(b t) h w c -> b t h w c", t=frames)
 
 

@@ -79,3 +79,21 @@ class BatchNorm(nnx.Module):
         )
         factor = scale * jax.lax.rsqrt(var + self.eps)
         return self.precision.compute(x.astype(jnp.float32) * factor + (bias - mean * factor))
+
+
+class InstanceNorm(nnx.Module):
+    """Normalisation of every channel of every image by its own statistics (Ulyanov et al. 2016), without parameters.
+
+    The variance is without Bessel's correction.
+    """
+
+    def __init__(self, *, eps: float = 1e-5, precision: Precision):
+        self.eps = eps
+        self.precision = precision
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Shapes: x [B, H, W, C] -> [B, H, W, C], in the format of computation."""
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(axis=(1, 2), keepdims=True)
+        variance = jnp.square(centred).mean(axis=(1, 2), keepdims=True)
+        return self.precision.compute(centred * jax.lax.rsqrt(variance + self.eps))
