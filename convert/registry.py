@@ -147,6 +147,32 @@ PARTS: Mapping[str, Part] = {
             variants=(lambda config: config.image_only(),),
             layouts=("transformers",),
         ),
+        Part(
+            "dinov2",
+            "rvseg_jax.models.dinov2.encoder",
+            "Dinov2",
+            "Dinov2Config",
+            licence="Apache-2.0 (facebookresearch/dinov2)",
+            upstream=("Dinov2WithRegistersModel",),
+            presets=("vit_s14_reg", "vit_b14_reg", "vit_l14_reg"),
+            layouts=("transformers",),
+        ),
+        Part(
+            "pi3",
+            "rvseg_jax.models.pi3.model",
+            "Pi3",
+            "Pi3Config",
+            licence="CC BY-NC 4.0, non-commercial (yyfz/Pi3; its code is BSD-3-Clause)",
+            presets=("published",),
+        ),
+        Part(
+            "geomotion",
+            "rvseg_jax.models.geomotion.model",
+            "GeoMotion",
+            "GeoMotionConfig",
+            licence="MIT code (zjutcvg/GeoMotion) with weights that hold Pi3's: CC BY-NC 4.0, non-commercial",
+            presets=("published",),
+        ),
     )
 }
 

@@ -15,7 +15,7 @@ from rvseg_jax.convert.torch_zip import pickle_error, read_torch_zip
 
 Weights = Literal["auto", "ema", "model"]
 WEIGHT_FILES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
-CONTAINERS = ("model", "state_dict")
+CONTAINERS = ("model", "state_dict", "model_state_dict")
 JSON_LIMIT = 64 * 2**20
 
 

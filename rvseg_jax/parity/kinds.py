@@ -11,7 +11,9 @@ from rvseg_jax.parity.golden import Case
 
 _PARTS = {
     "flowrvs": "rvseg_jax.parity.flowrvs",
+    "geomotion": "rvseg_jax.parity.geomotion",
     "metrics_davis": "rvseg_jax.parity.metrics_davis",
+    "pi3": "rvseg_jax.parity.pi3",
     "sam2": "rvseg_jax.parity.sam2",
     "xmem": "rvseg_jax.parity.xmem",
 }
