@@ -12,6 +12,7 @@ from rvseg_jax.layers.linear import Linear
 from rvseg_jax.layers.mlp import ACTIVATIONS
 from rvseg_jax.layers.norm import LayerNorm
 from rvseg_jax.models.sam2.config import Sam2Config
+from rvseg_jax.parallel import platform
 
 _NORM_EPS = 1e-6
 _gelu = ACTIVATIONS["gelu"]
@@ -88,7 +89,9 @@ class Fuser(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Shapes: x [B, h, w, D] -> [B, h, w, D]."""
-        return stack.run(self.layers, x, _apply_block)[0]
+        # XLA's depthwise convolutions take ten times as long inside a loop on CPU.
+        mode: stack.Mode = "unroll" if platform() == "cpu" else "scan"
+        return stack.run(self.layers, x, _apply_block, mode=mode)[0]
 
 
 class MemoryEncoder(nnx.Module):
