@@ -138,6 +138,14 @@ PARTS: Mapping[str, Part] = {
             presets=("published", "without_sensory"),
         ),
         Part(
+            "raft",
+            "rvseg_jax.models.raft.model",
+            "RAFT",
+            "RaftConfig",
+            licence="BSD-3-Clause (torchvision); the data sets of its training have terms of their own",
+            presets=("large",),
+        ),
+        Part(
             "sam2",
             "rvseg_jax.models.sam2.model",
             "Sam2",
