@@ -33,6 +33,11 @@ class MotionSample:
         """Number of frames."""
         return len(self.frames)
 
+    @property
+    def annotated(self) -> Sequence[int]:
+        """Places of the frames that have truth, rising."""
+        return range(len(self)) if self.known is None else np.flatnonzero(self.known).tolist()
+
     def sample(self, places: Sequence[int]) -> "MotionSample":
         """The clip of some frames, repeats allowed, with the fields of this class alone."""
         chosen = list(places)
@@ -49,6 +54,10 @@ class MotionSample:
 
 class MotionVideo(Protocol):
     """A video with the truth of what moves, of which clips are decoded when they are asked for."""
+
+    @property
+    def annotated(self) -> Sequence[int]:
+        """Places of the frames that have truth, rising."""
 
     def __len__(self) -> int:
         """Number of frames."""
