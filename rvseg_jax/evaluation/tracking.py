@@ -17,8 +17,9 @@ import numpy as np
 
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.evaluation import bootstrap, davis
-from rvseg_jax.evaluation.run_folder import Line, RunFolder
+from rvseg_jax.evaluation.run_folder import Line
 from rvseg_jax.evaluation.runner import Evaluation, EvaluationOptions, Progress
+from rvseg_jax.evaluation.videos import evaluate_videos
 from rvseg_jax.formats.davis import label_map, write_labels
 from rvseg_jax.input_pipeline.sources import Source, TrackingSample
 from rvseg_jax.trackers.base import Tracker
@@ -118,50 +119,18 @@ def evaluate(
     Raises:
       InputError: for a folder of another run.
     """
-    count = len(source) if options.limit is None else min(options.limit, len(source))
-    # Every video is a part by itself.
-    mine = options.part.indices([str(index) for index in range(count)])
-    unscored: list[Line] = []
-    with RunFolder(folder, dict(settings), part=options.part, resume=options.resume) as run:
-        for done, index in enumerate(mine):
-            if index not in run.lines:
-                try:
-                    sample = source[index]
-                    masks = followed(tracker, sample)
-                    line: dict[str, Any] = {"index": index, "video": sample.video, "kind": sample.kind}
-                    line |= {"frames": len(sample.frames), "objects": score(sample, masks)}
-                    line["controls"] = {
-                        name: score(sample, control(sample)) for name, control in (controls or {}).items()
-                    }
-                    if masks_folder is not None:
-                        _write_masks(masks_folder / sample.video, sample, masks)
-                    run.add(line)
-                except InputError as error:
-                    unscored.append({"index": index, "error": str(error)})
-                run.flush()
-            if progress is not None:
-                progress(done + 1, len(mine))
-        run.finish(unscored)
-        if options.together:
-            run.wait(count)
-        lines, left = run.merged()
-        lines = [line for line in lines if line["index"] < count]
-        failed = [entry for entry in left if entry["index"] < count]
-        waiting = count - len(lines) - len(failed)
-        if waiting:
-            return Evaluation(count, lines, failed, waiting=waiting)
-        summary = {
-            **settings,
-            "limit": options.limit,
-            "missing_policy": "zero",
-            "expected": count,
-            "scored": len(lines),
-            "missing": [],
-            "failed": list(failed),
-            **summarise(lines),
-        }
-        run.publish(summary)
-    return Evaluation(count, lines, failed, summary)
+
+    def line(index: int) -> Line:
+        sample = source[index]
+        masks = followed(tracker, sample)
+        found: Line = {"video": sample.video, "kind": sample.kind, "frames": len(sample.frames)}
+        found["objects"] = score(sample, masks)
+        found["controls"] = {name: score(sample, control(sample)) for name, control in (controls or {}).items()}
+        if masks_folder is not None:
+            _write_masks(masks_folder / sample.video, sample, masks)
+        return found
+
+    return evaluate_videos(len(source), line, summarise, folder, settings=settings, options=options, progress=progress)
 
 
 def summarise(lines: Sequence[Line]) -> dict[str, Any]:
