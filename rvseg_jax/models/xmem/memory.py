@@ -5,7 +5,9 @@ usage) are held once; each object has values of its own. An object that appears 
 either store, as upstream's object groups do (`inference/memory_manager.py`, `inference/kv_memory_store.py`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -138,69 +140,108 @@ def read(memory: Memory, key: jax.Array, selection: jax.Array, cfg: MemoryConfig
     """What each object's values say at the positions of a frame, and the memory with its usage counted.
 
     Each position reads from its `top_k` nearest elements of both stores together. Positions are taken in blocks, so
-    that the similarity of all positions with all of memory never exists at once.
+    that the similarity of all positions with all of memory never exists at once, and only as much of the memory is
+    looked at as the next of a few sizes holds. The memory must have room for a frame (`consolidation.make_room`).
 
     Shapes: key, selection float32 [h, w, key_dim] -> [O, h, w, value_dim], zeros for objects without values.
     """
-    skipped = memory.long_capacity
+    reaches, chosen = _reaches(memory)
+    found = [partial(_nearest, memory, key, selection, cfg, *reach) for reach in reaches]
+    weights, elements = jax.lax.switch(chosen, found) if len(found) > 1 else found[0]()
 
-    def whole() -> tuple[jax.Array, jax.Array]:
-        return _read(memory, key, selection, cfg, 0)
+    def of_object(value: jax.Array, group: jax.Array) -> jax.Array:
+        # One addend after the other, so that the values of all never exist at once.
+        readout = jnp.zeros((memory.positions, value.shape[-1]))
+        for place in range(weights.shape[-1]):
+            readout += weights[group, :, place, None] * value[elements[group, :, place]].astype(jnp.float32)
+        return readout
 
-    def work_only() -> tuple[jax.Array, jax.Array]:
-        return _read(memory, key, selection, cfg, skipped)
+    readout = jax.vmap(of_object)(memory.value, memory.group)
+    readout = jnp.where(memory.present[:, None, None], readout, 0)
+    # The first group has values for every element, so it alone counts usage.
+    use = memory.use.at[elements[0]].add(weights[0])
+    return readout.reshape(*memory.hidden.shape[:3], -1), replace(memory, use=use, life=memory.life + 1)
 
-    readout, usage = jax.lax.cond(memory.long_size > 0, whole, work_only) if skipped else work_only()
-    return readout, replace(memory, use=memory.use + usage, life=memory.life + 1)
+
+def _reaches(memory: Memory) -> tuple[list[tuple[int, int]], jax.Array]:
+    """Parts of memory that a read may look at, as long-term elements and frames, and which of them is enough now."""
+    full = max(memory.capacity - 1, 1)
+    works = sorted({min(2, full), -(-full // 2), full})
+    longs = sorted({memory.long_capacity // 8, memory.long_capacity} - {0})
+    work = sum((memory.frames > frames).astype(jnp.int32) for frames in works[:-1])
+    long = sum((memory.long_size > elements).astype(jnp.int32) for elements in longs[:-1])
+    chosen = jnp.where(memory.long_size > 0, len(works) + long, work)
+    return [(0, frames) for frames in works] + [(elements, full) for elements in longs], chosen
 
 
-def _read(
-    memory: Memory, key: jax.Array, selection: jax.Array, cfg: MemoryConfig, start: int
+def _nearest(
+    memory: Memory, key: jax.Array, selection: jax.Array, cfg: MemoryConfig, long: int, frames: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Reads from the elements from `start` on. Shapes: -> readout [O, h, w, value_dim], usage float32 [N]."""
-    queries = memory.positions
-    blocks = -(-queries // cfg.query_block)
-    rows = -(-queries // blocks)
+    """The elements that each position reads from, among the first `long` and `frames`, in a row for every group.
+
+    Shapes: -> weights float32 [O, h w, K], elements int32 [O, h w, K]; the rows of groups that there are not are zeros
+    or copies.
+    """
+    work = slice(memory.long_capacity, memory.long_capacity + frames * memory.positions)
+
+    def part(x: jax.Array) -> jax.Array:
+        return jnp.concatenate([x[:long], x[work]]) if long else x[work]
+
+    keys, shrinkage = part(memory.key), part(memory.shrinkage)
+    valid = jax.vmap(part)(_valid(memory))  # one row an object
+    firsts = jnp.argmax(memory.group == jnp.arange(len(valid))[:, None], axis=1)  # an object of each group
+    width = min(cfg.top_k, memory.key.shape[0])
+
+    def of_block(block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        scores = similarity(keys, shrinkage, *block)
+
+        def of_group(group: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+            weights, elements = strongest(scores, valid[firsts[group]], cfg.top_k)
+            elements = jnp.where(elements < long, elements, elements + (memory.long_capacity - long))
+            spare = ((0, 0), (0, width - weights.shape[1]))
+            return jnp.pad(weights, spare), jnp.pad(elements, spare)
+
+        return _by_group(of_group, memory.groups, len(valid))
+
+    # As much at a time as `query_block` positions against all of memory.
+    rows = max(cfg.query_block * memory.key.shape[0] // max(len(keys), 1), 1)
+    blocks = -(-memory.positions // rows)
+    rows = -(-memory.positions // blocks)
 
     def blocked(x: jax.Array) -> jax.Array:
-        flat = jnp.pad(x.reshape(queries, -1), ((0, blocks * rows - queries), (0, 0)))
+        flat = jnp.pad(x.reshape(memory.positions, -1), ((0, blocks * rows - memory.positions), (0, 0)))
         return flat.reshape(blocks, rows, -1)
-
-    valid = _valid(memory)[:, start:]  # one row an object
-    firsts = jnp.argmax(memory.group == jnp.arange(len(valid))[:, None], axis=1)  # an object of each group
-
-    def read_block(block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        scores = similarity(memory.key[start:], memory.shrinkage[start:], *block)
-        count = min(cfg.top_k, scores.shape[1])
-        blank = (jnp.zeros((len(valid), rows, count)), jnp.zeros((len(valid), rows, count), jnp.int32))
-
-        def of_group(group: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            weights, elements = strongest(scores, valid[firsts[group]], count)
-            return found[0].at[group].set(weights), found[1].at[group].set(elements)
-
-        # The first group, mostly the only one, outside of the loop, where XLA's top-k on CPU would be a sort.
-        found = of_group(jnp.zeros((), jnp.int32), blank)
-        weights, elements = jax.lax.fori_loop(1, memory.groups, of_group, found)
-
-        def of_object(value: jax.Array, group: jax.Array) -> jax.Array:
-            chosen = value[elements[group] + start].astype(jnp.float32)
-            return jnp.einsum("qk,qkc->qc", weights[group], chosen, precision="highest")
-
-        read_out = jax.vmap(of_object)(memory.value, memory.group)
-        # The first group has values for every element, so it alone counts usage.
-        return read_out, weights[0], elements[0]
 
     inputs = (blocked(key), blocked(selection))
     if platform() == "cpu":
-        each = [read_block((inputs[0][index], inputs[1][index])) for index in range(blocks)]
-        readout, weights, elements = (jnp.stack(parts) for parts in zip(*each, strict=True))
+        each = [of_block((inputs[0][index], inputs[1][index])) for index in range(blocks)]
+        found = tuple(jnp.stack(parts) for parts in zip(*each, strict=True))
     else:
-        readout, weights, elements = jax.lax.map(read_block, inputs)
-    readout = jnp.moveaxis(readout, 1, 0).reshape(len(valid), blocks * rows, -1)[:, :queries]
-    weights, elements = (x.reshape(blocks * rows, -1)[:queries] for x in (weights, elements))
-    usage = jnp.zeros(memory.key.shape[0]).at[elements + start].add(weights)
-    readout = jnp.where(memory.present[:, None, None], readout, 0)
-    return readout.reshape(*memory.hidden.shape[:3], -1), usage
+        found = jax.lax.map(of_block, inputs)
+    weights, elements = (
+        jnp.moveaxis(x, 1, 0).reshape(len(valid), blocks * rows, width)[:, : memory.positions] for x in found
+    )
+    return weights, elements
+
+
+def _by_group(
+    of_group: Callable[[int | jax.Array], tuple[jax.Array, jax.Array]], groups: jax.Array, room: int
+) -> tuple[jax.Array, jax.Array]:
+    """`of_group` of the groups that there are, stacked. Shapes: groups int [] -> each [room, ...]."""
+    first = of_group(0)
+    blank = jax.tree.map(jnp.zeros_like, first)
+    if platform() == "cpu":
+        # Inside a loop, XLA's top-k on CPU is a sort.
+        later = [jax.lax.cond(groups > group, partial(of_group, group), lambda: blank) for group in range(1, room)]
+        weights, elements = (jnp.stack(parts) for parts in zip(first, *later, strict=True))
+        return weights, elements
+
+    def put(group: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        new = of_group(group)
+        return found[0].at[group].set(new[0]), found[1].at[group].set(new[1])
+
+    start = jax.tree.map(lambda x: jnp.zeros((room, *x.shape), x.dtype).at[0].set(x), first)
+    return jax.lax.fori_loop(1, groups, put, start)
 
 
 def _valid(memory: Memory) -> jax.Array:
