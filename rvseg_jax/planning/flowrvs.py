@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from rvseg_jax.core.config import ConfigError, from_dataclass
 from rvseg_jax.models.wan.transformer_config import WanTransformerConfig
+from rvseg_jax.systems.flowrvs.rows import PIXELS
 from rvseg_jax.systems.flowrvs.training import DiTConfig
 
 TASK = "flowrvs.dit"
@@ -43,7 +44,7 @@ def batch(config: DiTConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
     frames, height, width = clip(config)
     array = jax.ShapeDtypeStruct
     arrays: dict[str, jax.ShapeDtypeStruct] = {}
-    if config.latent_cache and not config.data.sets:
+    if config.latent_cache:
         stride = config.vae.spatial_stride
         latents = ((frames - 1) // config.vae.temporal_stride + 1, height // stride, width // stride, config.vae.z_dim)
         for name in ("video_mean", "video_std", "mask_latents"):
@@ -51,8 +52,8 @@ def batch(config: DiTConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
     else:
         arrays["frames"] = array((rows, frames, height, width, 3), jnp.uint8)
         arrays["masks"] = array((rows, frames, height, width), jnp.bool_)
-        if config.data.sets:
-            arrays["valid"] = array((rows, height, width), jnp.bool_)
+    if config.data.sets:
+        arrays["valid"] = array((rows, -(-height // PIXELS), -(-width // PIXELS)), jnp.bool_)
     if config.text_cache:
         arrays["text_states"] = array((rows, config.text_length, config.text.d_model), jnp.uint16)
     else:
@@ -63,8 +64,7 @@ def batch(config: DiTConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 def encoders_in_step(config: DiTConfig, frozen: Mapping[str, Any]) -> dict[str, str]:
     """Where each encoder runs, in words."""
-    cached = bool(config.latent_cache and not config.data.sets)
-    places = {"vae": not cached, "text": not config.text_cache}
+    places = {"vae": not config.latent_cache, "text": not config.text_cache}
     return {
         name: f"in the step, {'frozen' if name in frozen else 'trained'}"
         if inside

@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -87,4 +88,8 @@ def over_memory(message: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    except Exception as error:  # the caller passes the last line on
+        traceback.print_exc()
+        sys.exit(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")

@@ -117,12 +117,25 @@ def test_arguments_are_what_the_shardings_leave_on_a_device(published):
     trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(one.target.params))
     frozen = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(one.target.frozen))
     assert trained == 1_418_996_800
-    # Float32 parameters, two moments and average; bfloat16 encoders; uint8 frames, masks and valid pixels, a text.
-    batch = 480 * 832 * (17 * 4 + 1) + 256 * 5
+    # Float32 parameters, two moments and average; bfloat16 encoders; uint8 frames, masks, valid latents, a text.
+    batch = 480 * 832 * 17 * 4 + 60 * 104 + 256 * 5
     assert whole.arguments == pytest.approx(16 * trained + 2 * frozen + batch, rel=1e-6)
     # All large matrices divide by 16; norms, biases and the autoencoder stay whole.
     assert whole.arguments / 16 < parts.arguments < whole.arguments / 16 + 2**29
     assert parts.notes == ("2 devices each encode the same clips",)
+
+
+@pytest.mark.parametrize("cache", ["", "a file"])
+def test_the_planned_batch_is_one_that_the_loss_takes(cache):
+    """Published resolution; shallow networks, as tracing the deep ones takes a minute."""
+    config = configs.load("flowrvs_mevis")
+    config.text_cache = config.latent_cache = cache
+    config.dit.num_layers, config.text.num_layers, config.vae.num_res_blocks = 1, 1, 1
+    task = task_of(config)
+    arrays = flowrvs.batch(parse(config)[1], 2)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    loss, _ = jax.eval_shape(task.loss, params, arrays, jax.random.key(0))
+    assert loss.shape == ()
 
 
 def test_operations_are_shared_out_and_the_encoders_repeated(published):
