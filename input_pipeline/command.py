@@ -13,12 +13,15 @@ from rvseg_jax.input_pipeline.checks import NAMES, Report, check_dataset
 from rvseg_jax.input_pipeline.datasets.moving_shapes import (
     MovingShapes,
     MovingShapesConfig,
+    geometric,
     list_hash,
     to_mevis,
     to_ref_davis,
     to_ref_youtube_vos,
     to_refcoco,
 )
+from rvseg_jax.input_pipeline.datasets.moving_shapes.geometric.writers import LAYOUTS as MOTION_LAYOUTS
+from rvseg_jax.input_pipeline.datasets.moving_shapes.geometric.writers import write_layout
 from rvseg_jax.input_pipeline.datasets.registry import NAMES as REGISTERED
 from rvseg_jax.input_pipeline.datasets.registry import open_dataset
 
@@ -38,10 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make = actions.add_parser(
         "make",
         help="write clips of moving_shapes in the layout of a benchmark",
-        description="Write clips of moving_shapes, with exact masks, as a dataset that loaders and `rvseg eval` read.",
+        description="Write clips of moving_shapes, with exact masks, as a dataset that loaders and `rvseg eval` read. "
+        "Motion datasets get clips with geometry, in which the camera moves too.",
     )
     make.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the dataset's folder")
-    make.add_argument("--layout", choices=tuple(LAYOUTS), default="mevis", help="layout to write (mevis)")
+    make.add_argument("--layout", choices=(*LAYOUTS, *MOTION_LAYOUTS), default="mevis", help="layout to write (mevis)")
     make.add_argument("--split", help="split of the layout (valid_u, ref_davis: valid, others: train)")
     make.add_argument("--clips", type=int, default=16, metavar="N", help="number of clips (16)")
     make.add_argument(
@@ -82,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make(args: argparse.Namespace) -> int:
+    if args.layout in MOTION_LAYOUTS:
+        return _make_motion(args)
     try:
         config = MovingShapesConfig(size=tuple(args.size), frames=args.frames, seed=args.seed, split=args.stream)
     except ValueError as error:
@@ -105,6 +111,24 @@ def _make(args: argparse.Namespace) -> int:
         else:
             sentences = to_refcoco(root, source, clips, split=split)
     print(f"{args.clips} clips with {sentences} sentences written to {args.output / folder}")
+    return 0
+
+
+def _make_motion(args: argparse.Namespace) -> int:
+    if args.split is not None or args.no_masks:
+        raise InputError(f"--split and --no-masks: {args.layout} has no splits and no part without masks")
+    try:
+        config = geometric.GeometricShapesConfig(
+            size=tuple(args.size), frames=args.frames, seed=args.seed, split=args.stream, with_flow=False, empty=0.0
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    source = geometric.GeometricShapes(config)
+    if not 1 <= args.clips <= len(source):
+        raise InputError(f"--clips {args.clips}: {args.stream} has 1 to {len(source)} clips")
+    with Staging(args.output) as staging:
+        clips = write_layout(args.layout, staging.path(args.layout), source, range(args.clips))
+    print(f"{clips} clips written to {args.output / args.layout}")
     return 0
 
 
@@ -134,7 +158,8 @@ def _records(args: argparse.Namespace) -> int:
 
 def _print_report(dataset: str, report: Report) -> None:
     print(
-        f"{dataset} {report.split}: {report.videos} videos, {report.frames} frames, {report.sentences} sentences, "
+        f"{dataset} {report.split}".rstrip()
+        + f": {report.videos} videos, {report.frames} frames, {report.sentences} sentences, "
         f"{report.masks} masks: {len(report.problems) or 'no'} problem{'' if len(report.problems) == 1 else 's'}"
     )
     for note in report.notes:

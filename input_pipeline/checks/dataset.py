@@ -5,17 +5,19 @@ from pathlib import Path
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.formats import meta_expressions, ref_davis, ref_youtube_vos, refcoco
 from rvseg_jax.input_pipeline.checks.images import check_refcoco
+from rvseg_jax.input_pipeline.checks.motion import check_motion
 from rvseg_jax.input_pipeline.checks.recorded import check_recorded
 from rvseg_jax.input_pipeline.checks.report import Progress, Releases, Report, compare, no_progress
 from rvseg_jax.input_pipeline.checks.videos import check_labelled, check_mevis
+from rvseg_jax.input_pipeline.datasets import motion_sets
 from rvseg_jax.input_pipeline.datasets.recorded import SUFFIX
 
 _RECORDED = ("records", "tfds")
-NAMES = ("mevis", "ref_youtube_vos", "ref_davis", *refcoco.VARIANTS, *_RECORDED)
+NAMES = ("mevis", "ref_youtube_vos", "ref_davis", *refcoco.VARIANTS, *_RECORDED, *motion_sets.NAMES)
 _MEVIS_SPLITS = ("train", "valid_u", "valid")
 
 # MeViS: its README and https://henghuiding.com/MeViS. Ref-YouTube-VOS: the paper (train) and its server (valid).
-# RefCOCO's kin: images by TFDS's page of ref_coco.
+# RefCOCO's kin: images by TFDS's page of ref_coco. Motion datasets have no splits; DAVIS's validation lists count.
 PUBLISHED: dict[str, Releases] = {
     "mevis": {
         "MeViS v1": {"train": (1662, 23051), "valid_u": (50, 793), "valid": (140, 2236)},
@@ -29,6 +31,12 @@ PUBLISHED: dict[str, Releases] = {
     "refcoco+": {"RefCOCO+": {"train": (16992, None), "val": (1500, None), "testA": (750, None), "testB": (750, None)}},
     "refcocog": {"RefCOCOg (umd)": {"train": (21899, None), "val": (1300, None), "test": (2600, None)}},
     "refcocog_google": {"RefCOCOg (google)": {"train": (24698, None), "val": (4650, None)}},
+    "davis16": {"DAVIS 2016 val": {"": (20, None)}},
+    "davis16_m": {"DAVIS 2016 val": {"": (20, None)}},
+    "davis17": {"DAVIS 2017 val": {"": (30, None)}},
+    "davis17_m": {"DAVIS 2017 val": {"": (30, None)}},
+    "fbms": {"FBMS-59": {"": (59, None)}, "the test set of FBMS-59": {"": (30, None)}},
+    "segtrack": {"SegTrack v2": {"": (14, None)}},
 }
 
 
@@ -55,6 +63,8 @@ def check_dataset(
     """
     if name not in NAMES:
         raise InputError(f"no check for a dataset called {name!r}; choose from {', '.join(NAMES)}")
+    if split is not None and name in motion_sets.NAMES:
+        raise InputError(f"{name} has no splits; leave {split!r} away")
     if frames is not None and name != "mevis" and name not in refcoco.VARIANTS:
         raise InputError(f"{name} has its frames below its folder; leave out the frames' own")
     splits = [split] if split is not None else splits_of(name, root)
@@ -63,7 +73,7 @@ def check_dataset(
         try:
             report = _check(name, root, each, frames, decode, progress)
         except InputError as error:
-            if split is not None:
+            if split is not None or name in motion_sets.NAMES:
                 raise
             report = Report(each, problems=[str(error)])
         else:
@@ -77,6 +87,8 @@ def splits_of(name: str, root: Path) -> list[str]:
 
     Raises: InputError where there are none.
     """
+    if name in motion_sets.NAMES:
+        return [""]
     if name == "records":
         found = [""] if root.is_file() else sorted(path.stem for path in root.glob(f"*{SUFFIX}"))
         wanted = f"a file SPLIT{SUFFIX}"
@@ -102,6 +114,8 @@ def splits_of(name: str, root: Path) -> list[str]:
 
 
 def _check(name: str, root: Path, split: str, frames: Path | None, decode: bool, progress: Progress) -> Report:
+    if name in motion_sets.NAMES:
+        return check_motion(name, root, decode=decode, progress=progress)
     if name == "mevis":
         own = (root / meta_expressions.FILE_NAME).is_file()
         folder = root if own else root / split

@@ -7,9 +7,16 @@ import pytest
 from PIL import Image
 
 from rvseg_jax.core.errors import InputError
-from rvseg_jax.evaluation import motion
+from rvseg_jax.evaluation import motion, motion_jobs
 from rvseg_jax.evaluation.motion import STANDARD, STANDARD_SPARSE, UPSTREAM, UPSTREAM_SPARSE, MotionProtocol
 from rvseg_jax.evaluation.runner import EvaluationOptions
+from rvseg_jax.input_pipeline.datasets.motion_sets import BENCHMARKS
+from rvseg_jax.input_pipeline.datasets.moving_shapes.geometric import (
+    GeometricShapes,
+    GeometricShapesConfig,
+    geometric_held_out,
+)
+from rvseg_jax.input_pipeline.datasets.moving_shapes.geometric.writers import write_layout
 from rvseg_jax.input_pipeline.motion_videos import MotionSample
 
 # J and F of these squares in 20x20 pixels, as DAVIS's own code gives them.
@@ -194,3 +201,71 @@ def test_answers_that_are_no_probabilities(answer, text):
 def test_masks_of_another_shape():
     with pytest.raises(InputError, match="masks of v have shape"):
         motion.score(clip(3), np.zeros((2, 20, 20), bool), ALL_FRAMES)
+
+
+def test_jobs_name_datasets_and_protocols(tmp_path):
+    jobs = motion_jobs.motion_jobs()
+    assert set(jobs) == {*BENCHMARKS, "moving_shapes"}
+    assert jobs["fbms"].protocol(None).annotated_only and jobs["davis16"].protocol("standard").drop_ends
+    assert jobs["moving_shapes"].protocol(None) is motion.SHAPES
+    with pytest.raises(InputError, match="choose from upstream, standard"):
+        jobs["davis17"].protocol("official")
+    with pytest.raises(InputError, match="davis16 needs its folder"):
+        jobs["davis16"].open(None)
+    more = {"settings": {}, "options": EvaluationOptions()}
+    with pytest.raises(InputError, match="not scored on 'kubric'"):
+        motion_jobs.evaluate("kubric", None, answering(lambda t: square(TRUTH)), tmp_path, **more)
+
+
+def test_a_perfect_predictor_is_perfect_on_disk_by_both_protocols(tmp_path):
+    """Truth that lies on disk, sparse and dense; the predictor knows a mask by its frame."""
+    clips = GeometricShapes(GeometricShapesConfig(size=(64, 64), frames=9, with_flow=False, empty=0.0))
+    truth = [clips[index].masks for index in range(2)]
+    for layout in ("davis17", "fbms", "segtrack"):
+        write_layout(layout, tmp_path / layout, clips, range(2))
+        source = motion_jobs.motion_jobs()[layout].open(tmp_path / layout)
+        images = [source[index].sample(range(9)).frames for index in range(2)]
+        known = {
+            image.tobytes(): mask for clip in zip(images, truth, strict=True) for image, mask in zip(*clip, strict=True)
+        }
+
+        def predict(frames, known=known):
+            return np.stack([known[frame.tobytes()] for frame in frames]).astype(np.float32)
+
+        for protocol, frames in (("upstream", 4 if layout == "fbms" else 18), ("standard", 4)):
+            out = tmp_path / f"{layout}_{protocol}"
+            options = EvaluationOptions()
+            found = motion_jobs.evaluate(
+                layout, tmp_path / layout, predict, out, protocol=protocol, settings={"system": "x"}, options=options
+            )
+            assert found.complete and found.summary["overall"]["J&F"] == 1
+            wanted = {"davis17": 14, "segtrack": 18, "fbms": 4}[layout] if protocol == "standard" else frames
+            assert found.summary["overall"]["frames"] == wanted
+            assert ("Not comparable with" in found.summary["protocol"]) and found.summary["system"] == "x"
+
+
+def test_moving_shapes_is_scored_with_its_controls(tmp_path):
+    source = geometric_held_out(GeometricShapesConfig(size=(80, 80), frames=6))
+    clips = [source[index] for index in range(3)]
+    known = {clip.frames.tobytes(): clip.masks for clip in clips}
+    found = motion.evaluate(
+        clips,
+        lambda frames: known[frames.tobytes()].astype(np.float32),
+        tmp_path,
+        protocol=motion.SHAPES,
+        settings={},
+        options=EvaluationOptions(),
+        controls=motion_jobs.motion_jobs()["moving_shapes"].controls,
+    )
+    summary = found.summary
+    assert summary["overall"]["J&F"] == 1 and set(summary["by_kind"]) == {"truck", "dolly", "orbit"}
+    left, flow = summary["controls"]["homography"], summary["controls"]["flow"]
+    assert 0.2 < left["J"] < 0.9 and left["variant"].startswith("above") and flow["J"] < 0.9
+    assert summary["margins"]["homography"]["mean"] == pytest.approx(1 - left["J&F"])
+    # The best threshold is the best of those that were tried.
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    each = {
+        variant: np.mean([np.mean(line["controls"]["homography"][variant]["j"]) for line in lines])
+        for variant in lines[0]["controls"]["homography"]
+    }
+    assert len(each) == 40 and each[left["variant"]] == pytest.approx(left["J"]) and max(each.values()) < 0.95
