@@ -93,7 +93,8 @@ def _nearest_rotation_jvp(primals, tangents):
     skew = turned - jnp.swapaxes(turned, -1, -2)
     inside = _product(_product(jnp.swapaxes(basis, -1, -2), skew), basis)
     sums = values[..., :, None] + values[..., None, :]
-    inside = inside / jnp.maximum(sums, _GAP_EPS)
+    # The diagonal is zero but for rounding, and in a reflection its last sum is negative.
+    inside = jnp.where(jnp.eye(3, dtype=bool), 0, inside / jnp.maximum(sums, _GAP_EPS))
     outside = _product(_product(basis, inside), jnp.swapaxes(basis, -1, -2))
     return rotation, _product(rotation, outside)
 
