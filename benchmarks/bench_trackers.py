@@ -5,8 +5,11 @@
 
 Random weights, moving shapes at 854x480, one object given in the first frame. "encode" is the image encoder on one
 frame, "frame" a whole tracking step, encoder included, in the median over the frames after the eighth (SAM 2, whose
-memory is full then) or the third (XMem). The original `sam2` is used where it is installed (`SAM2_BUILD_CUDA=0 pip
-install --no-deps --no-build-isolation sam2`, with hydra-core, iopath and torchvision), XMem from its checkout.
+memory is full then) or the third (XMem). Beside other work only the processor time on one core means something
+(`taskset -c 0 python ...`): with more, threads that wait for each other count as busy.
+
+The original `sam2` is used where it is installed (`SAM2_BUILD_CUDA=0 pip install --no-deps --no-build-isolation sam2`,
+with hydra-core, iopath and torchvision), XMem from its checkout.
 """
 
 import argparse
@@ -158,17 +161,20 @@ def main() -> None:
     print(f"{machine()}, float32, one object, frames of {SIZE[1]}x{SIZE[0]}", flush=True)
     compare(f"{args.tracker} encode", {side: encode for side, (_, encode) in sides.items()}, repeats=args.repeats)
     # Frame by frame in turn, so that a slow spell meets both.
-    times: dict[str, list[float]] = {side: [] for side in sides}
+    clocks = {"frame": time.perf_counter, "frame, processor time": time.process_time}
+    times: dict[str, dict[str, list[float]]] = {name: {side: [] for side in sides} for name in clocks}
     for index in range(len(frames)):
         for side, (run, _) in sides.items():
-            start = time.perf_counter()
+            start = {name: clock() for name, clock in clocks.items()}
             next(run)
             if index >= WARM[args.tracker]:
-                times[side].append(time.perf_counter() - start)
-    medians = {side: statistics.median(taken) for side, taken in times.items()}
-    line = ", ".join(f"{side} {1000 * value:.0f} ms" for side, value in medians.items())
-    ratio = f", ratio {medians['ours'] / medians['original']:.2f}" if "original" in medians else ""
-    print(f"{args.tracker} frame: {line}{ratio}")
+                for name, clock in clocks.items():
+                    times[name][side].append(clock() - start[name])
+    for name, taken in times.items():
+        medians = {side: statistics.median(each) for side, each in taken.items()}
+        line = ", ".join(f"{side} {1000 * value:.0f} ms" for side, value in medians.items())
+        ratio = f", ratio {medians['ours'] / medians['original']:.2f}" if "original" in medians else ""
+        print(f"{args.tracker} {name}: {line}{ratio}")
 
 
 if __name__ == "__main__":
