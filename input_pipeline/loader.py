@@ -62,6 +62,22 @@ class _Transformed:
             raise SampleError(f"sample {index} of {self.source!r}: {_reason(error)}") from error
 
 
+@dataclass(frozen=True)
+class _Staged:
+    """A transform that depends on the position in training."""
+
+    source: Source[Any]
+    transform: Any
+
+    def __call__(self, item: tuple[int, tuple[int, Any]], rng: np.random.Generator) -> Row:
+        position, numbered = item
+        return _Transformed(self.source, self.transform.at(position))(numbered, rng)
+
+
+def _with_position(position: int, item: tuple[int, Any]) -> tuple[int, tuple[int, Any]]:
+    return int(position), item
+
+
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
@@ -193,7 +209,8 @@ def make_loader(
 
     Args:
       source: samples by index; pickled for worker processes.
-      transform: a sample and a random generator (fixed by seed and position) to named arrays; pickled too.
+      transform: a sample and a random generator (fixed by seed and position) to named arrays; pickled too. One with a
+        method `at` is asked for `transform.at(position)`, the transform of the sample that so many precede in training.
       batch_size: samples a batch of this process.
       seed: of the order and of the transform's randomness, from 0 to 2**32 - 1.
       process_index, process_count: this process among all that share the data.
@@ -229,7 +246,11 @@ def make_loader(
         samples = samples.shuffle()
     # Grain's own endless repeat is too long to be batched by one: its length no longer fits an index.
     epochs = max(1, _ENDLESS // count) if num_epochs is None else num_epochs
-    samples = samples.repeat(epochs).random_map(_Transformed(source, transform))
+    samples = samples.repeat(epochs)
+    if hasattr(transform, "at"):
+        samples = samples.map_with_index(_with_position).random_map(_Staged(source, transform))
+    else:
+        samples = samples.random_map(_Transformed(source, transform))
     # Batches are cut before they are dealt out, so that the processes' batches side by side are the batch that one
     # process alone would have: noise drawn for a row meets the same sample on every number of processes.
     batches = samples.batch(batch_size, batch_fn=stack)[process_index::process_count]

@@ -16,9 +16,8 @@ from rvseg_jax.convert.api import from_torch, to_torch
 from rvseg_jax.convert.export import export
 from rvseg_jax.convert.plan import ConversionError
 from rvseg_jax.convert.safetensors_file import read_safetensors
-from rvseg_jax.core.errors import InputError
 from rvseg_jax.models.xmem.config import XMemConfig
-from rvseg_jax.models.xmem.network import SHARDING, XMem, with_other_masks
+from rvseg_jax.models.xmem.network import SHARDING, XMem
 
 PART = registry.part("xmem")
 TINY = XMemConfig.tiny()
@@ -117,21 +116,6 @@ def test_export_writes_every_tensor_of_the_file_back(tmp_path):
     assert set(back) == set(tensors)
     for key, value in tensors.items():
         np.testing.assert_array_equal(back[key], value)
-
-
-def test_a_single_object_network_becomes_one_of_several():
-    tensors = tensors_of(dataclasses.replace(TINY, single_object=True), counters=False)
-    single = from_torch("xmem", tensors)
-    assert tensors["value_encoder.conv1.weight"].shape[1] == 4 and single.cfg.single_object
-    several = with_other_masks(single)
-    wide = to_torch("xmem", several)
-    first = wide.pop("value_encoder.conv1.weight")
-    np.testing.assert_array_equal(first[:, :4], tensors.pop("value_encoder.conv1.weight"))
-    assert first.shape[1] == 5 and not np.any(first[:, 4])
-    for key, value in wide.items():
-        np.testing.assert_array_equal(value, tensors[key])
-    with pytest.raises(InputError, match="already"):
-        with_other_masks(several)
 
 
 def test_a_file_that_does_not_fit_is_refused():

@@ -10,13 +10,15 @@ import pytest
 from flax import nnx
 
 from rvseg_jax.core.errors import InputError
-from rvseg_jax.core.precision import BFLOAT16, MIXED
+from rvseg_jax.core.precision import BFLOAT16, FLOAT32, MIXED
 from rvseg_jax.models.xmem.clip import ClipChoices, draw_choices, segment_clip
 from rvseg_jax.models.xmem.config import MemoryConfig, XMemConfig
 from rvseg_jax.models.xmem.inference import Duties, _memory_frame
 from rvseg_jax.models.xmem.memory import empty_memory
 from rvseg_jax.models.xmem.network import XMem, aggregate
+from rvseg_jax.parts import bundle
 from rvseg_jax.trackers.xmem.losses import BootstrapSchedule, clip_losses
+from rvseg_jax.trackers.xmem.training import XMemTask, XMemTrainingConfig
 
 RNG = np.random.default_rng(0)
 SMALL = dataclasses.replace(
@@ -154,3 +156,24 @@ def test_formats_in_bfloat16(precision):
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), memory
     )
+
+
+def test_a_network_of_stage_0_is_taught_to_see_other_masks(random_leaves, tmp_path):
+    graph, state = nnx.split(
+        nnx.eval_shape(lambda: XMem(dataclasses.replace(SMALL, single_object=True), rngs=nnx.Rngs(0)))
+    )
+    single = random_leaves(state)
+    bundle.save(tmp_path, "xmem", {"xmem": nnx.merge(graph, single)})
+    task = XMemTask(XMemTrainingConfig(model=SMALL, pretrained=str(tmp_path)), precision=FLOAT32)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        jax.eval_shape(task.init, jax.random.key(0)),
+    )
+    found = task.restore_pretrained(target)
+    assert jax.tree.structure(found) == jax.tree.structure(target)
+    kernel, before = found["value_encoder"]["conv1"]["kernel"], single["value_encoder"]["conv1"]["kernel"][...]
+    np.testing.assert_array_equal(kernel[:, :, :1], before)
+    added = np.asarray(kernel[:, :, 1]).reshape(-1, kernel.shape[-1])
+    np.testing.assert_allclose(added.T @ added, np.eye(added.shape[1]), atol=1e-5)
+    np.testing.assert_array_equal(found["decoder"]["pred"]["kernel"], single["decoder"]["pred"]["kernel"][...])

@@ -4,7 +4,6 @@ Cheng and Schwing 2022, arXiv 2207.07115, section 3 and appendix; upstream's `mo
 themselves are in `memory`, and what happens frame by frame in `inference`.
 """
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -210,23 +209,16 @@ def aggregate(probabilities: jax.Array, present: jax.Array | None = None, *, axi
     return logits, jax.nn.softmax(logits, axis=axis)
 
 
-def with_other_masks(model: XMem) -> XMem:
-    """A single-object network as one that also sees the masks of other objects, with zero weights on them.
+def with_other_masks(kernel: jax.Array, key: jax.Array) -> jax.Array:
+    """A kernel that sees an object's mask alone as one that also sees those of the others, by orthogonal weights.
 
-    Source: `XMem.load_weights` in upstream's `model/network.py`, as evaluation uses it.
+    Shapes: kernel [H, W, 1, C] of `value_encoder/conv1` -> [H, W, 2, C].
 
-    Raises:
-      InputError: if the network sees them already.
+    Source: `XMem.load_weights` in upstream's `model/network.py`, as training uses it between stage 0 and the next.
     """
-    if not model.cfg.single_object:
-        raise InputError("the network sees the masks of other objects already: leave it as it is")
-    cfg = replace(model.cfg, single_object=False)
-    state = nnx.to_pure_dict(nnx.state(model))
-    kernel = state["value_encoder"]["conv1"]["kernel"]
-    state["value_encoder"]["conv1"]["kernel"] = jnp.pad(kernel, ((0, 0), (0, 0), (0, 1), (0, 0)))
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: XMem(cfg, rngs=nnx.Rngs(0))))
-    nnx.replace_by_pure_dict(abstract, state)
-    return nnx.merge(graph, abstract)
+    height, width, _, features = kernel.shape
+    drawn = jax.nn.initializers.orthogonal()(key, (height * width, features), kernel.dtype)
+    return jnp.concatenate([kernel, drawn.reshape(height, width, 1, features)], axis=2)
 
 
 # Logical axes of the variables; the first pattern that is found in a path counts, and () keeps a leaf whole.
