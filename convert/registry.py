@@ -174,7 +174,7 @@ PARTS: Mapping[str, Part] = {
             presets=("published",),
         ),
         Part(
-            "geomotion",
+            "pi3_motion",
             "rvseg_jax.models.geomotion.model",
             "GeoMotion",
             "GeoMotionConfig",
@@ -184,7 +184,12 @@ PARTS: Mapping[str, Part] = {
     )
 }
 
-SYSTEMS: Mapping[str, tuple[str, ...]] = {"flowrvs": ("wan_dit", "wan_vae", "umt5")}
+# Parts that a system needs, and those that it can do without.
+SYSTEMS: Mapping[str, tuple[str, ...]] = {
+    "flowrvs": ("wan_dit", "wan_vae", "umt5"),
+    "geomotion": ("pi3_motion", "raft"),
+}
+OPTIONAL: Mapping[str, tuple[str, ...]] = {"geomotion": ("sam2",)}
 
 
 def part(name: str) -> Part:

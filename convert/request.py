@@ -52,15 +52,17 @@ def request(
       ConversionError: if a part has no source, or a word fits no part.
     """
     system = name if name in registry.SYSTEMS else None
-    names = registry.SYSTEMS[name] if system else (registry.part(name).name,)
+    needed = registry.SYSTEMS[name] if system else (registry.part(name).name,)
+    names = needed + registry.OPTIONAL.get(name, ())
     sources = gather(names, words)
     if not system:
         sources = {name: sources.get(name, ())}
-    absent = [part for part in names if not sources.get(part)]
+    absent = [part for part in needed if not sources.get(part)]
     if absent:
         raise ConversionError(
             f"{name} has no weights for {', '.join(absent)}: give {absent[0]}=PATH, or a folder of the whole pipeline"
         )
+    names = tuple(part for part in names if sources.get(part))
     chosen, given = _by_part(weights, names), _by_part(configs, names)
     for choice in chosen.values():
         if choice not in WEIGHTS:

@@ -107,13 +107,13 @@ class Predictor:
     def predict(
         self,
         video: Any,
-        text: str | Sequence[str],
+        text: str | Sequence[str] = (),
         *,
         rate: Fraction | float | None = None,
         options: SegmentOptions | None = None,
         progress: Progress | None = None,
     ) -> Prediction:
-        """Segment a clip by one or several sentences.
+        """Segment a clip by one or several sentences, or without any by a system that reads none.
 
         `video` is what `open_video` takes: a path to a video file, image or frame folder, an array
         [T, H, W, 3] uint8 RGB, or an iterator of frames; `rate` is for those without a frame rate.
@@ -127,7 +127,7 @@ class Predictor:
         self,
         folder: str | Path,
         video: Any,
-        text: str | Sequence[str],
+        text: str | Sequence[str] = (),
         *,
         formats: str | Sequence[str] = ("mevis", "overlay"),
         rate: Fraction | float | None = None,
@@ -161,8 +161,8 @@ class Predictor:
         return _collect(self.system.name, video, texts, (), chunks, outputs)
 
     def _check_texts(self, text: str | Sequence[str]) -> tuple[str, ...]:
-        texts = check_texts(text)
-        for sentence in texts:
+        texts = check_texts(text, reads_text=self.system.reads_text)
+        for sentence in texts if self.system.reads_text else ():
             count = self.system.token_count(sentence)
             if count > self.system.max_tokens:
                 raise InputError(
@@ -410,12 +410,21 @@ def plan(system: str, topology: str, **options: Any) -> dict[str, Any]:
     return planning.plan(system, topology, **options).to_json()
 
 
-def check_texts(text: str | Sequence[str]) -> tuple[str, ...]:
-    """The sentences as a tuple.
+# What the mask of a system is called that is not told what to segment.
+UNTOLD = "what moves"
 
-    Raises: InputError where there is none, or one is no text, empty, or not valid Unicode.
+
+def check_texts(text: str | Sequence[str], *, reads_text: bool = True) -> tuple[str, ...]:
+    """The sentences as a tuple; the name of the one mask where none are read.
+
+    Raises: InputError where there is none, one is no text, empty, or not valid Unicode, or there is one for a system
+      that reads none.
     """
     texts = (text,) if isinstance(text, str) else tuple(text)
+    if not reads_text:
+        if texts:
+            raise InputError(f"this system segments whatever moves and reads no sentence: leave {texts[0]!r} out")
+        return (UNTOLD,)
     if not texts:
         raise InputError('no sentence to segment by; give at least one, such as "the red car"')
     for index, sentence in enumerate(texts, start=1):

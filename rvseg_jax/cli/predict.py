@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from rvseg_jax.systems import settings as system_settings
 if TYPE_CHECKING:
     from rvseg_jax.api import Prediction
     from rvseg_jax.processing.video import Video
-    from rvseg_jax.systems.base import SegmentOptions
+    from rvseg_jax.systems.base import SegmentOptions, module
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 DTYPES = ("float32", "bfloat16", "mixed", "parity")
@@ -24,7 +25,12 @@ FORMAT_NAMES = ("mevis", "davis", "rle", "npz", "overlay")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `rvseg predict`."""
     parser.add_argument("input", metavar="INPUT", type=Path, help="a video file, an image, or a folder of frames")
-    parser.add_argument("text", metavar="TEXT", nargs="*", help="what to segment; several sentences give several masks")
+    parser.add_argument(
+        "text",
+        metavar="TEXT",
+        nargs="*",
+        help="what to segment; several sentences give several masks; none for geomotion, which finds what moves",
+    )
     parser.add_argument("--system", default="flowrvs", help="which system (see `rvseg describe`); default %(default)s")
     parser.add_argument("--threshold", type=float, help="mask probability above which a pixel counts, 0..1")
     parser.add_argument(
@@ -64,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from rvseg_jax.systems.base import SegmentOptions
 
     # All that can be wrong with the request is found before weights are loaded.
-    texts = check_texts(args.text)
+    check_texts(args.text, reads_text=module(args.system).READS_TEXT)
     formats = choose_formats(args.format, overlay=not args.no_overlay, default="mevis")
     check_formats(formats)
     if args.threshold is not None and not 0 < args.threshold < 1:
@@ -81,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.output)
     prediction = predict_and_write(
         video,
-        texts,
+        args.text,
         args.output,
         formats=formats,
         options=options,
@@ -100,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 def predict_and_write(
     video: "Video",
-    texts: tuple[str, ...],
+    texts: Sequence[str],
     output: Path,
     *,
     formats: list[str],

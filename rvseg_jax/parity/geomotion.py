@@ -36,7 +36,7 @@ def model_config(config: Mapping[str, Any]) -> GeoMotionConfig:
 
 def _forward(case: Case) -> Produced:
     cfg = model_config(case.config)
-    graph, state = nnx.split(from_torch("geomotion", case.weights, cfg))
+    graph, state = nnx.split(from_torch("pi3_motion", case.weights, cfg))
     without_flow = len(cfg.pi3.heads_from) * cfg.pi3.width == cfg.feature_width
     video, flow = pi3.video_of(case.input("imgs")), case.input("flows")
     run = jax.jit(lambda weights, video, flow: _run(nnx.merge(graph, weights), video, flow, without_flow))

@@ -59,6 +59,8 @@ class System(Protocol):
     """A loaded segmentation system."""
 
     name: str
+    # As in its module.
+    reads_text: bool
     # Longest sentence in tokens, with the end token, that is read whole.
     max_tokens: int
 
@@ -79,6 +81,9 @@ class System(Protocol):
 class SystemModule(Protocol):
     """The module of a system, `rvseg_jax.systems.<name>`."""
 
+    # Whether the system is told by sentences what to segment; one that is not gives a single mask.
+    READS_TEXT: bool
+
     def load(self, checkpoint: Path | None, *, dtype: str | None, mesh: Any, **options: Any) -> System:
         """Build the system from a checkpoint folder, or with the bundled tiny weights where it is None."""
 
@@ -86,7 +91,10 @@ class SystemModule(Protocol):
         """Parts, parameter counts, licences of weights and published presets, as JSON-able values."""
 
 
-_MODULES: dict[str, str | SystemModule] = {"flowrvs": "rvseg_jax.systems.flowrvs"}
+_MODULES: dict[str, str | SystemModule] = {
+    "flowrvs": "rvseg_jax.systems.flowrvs",
+    "geomotion": "rvseg_jax.systems.geomotion",
+}
 
 
 def names() -> list[str]:

@@ -47,6 +47,8 @@ _TASKS = {
     "flowrvs.vae": "rvseg_jax.systems.flowrvs.autoencoder_training:VAETask",
     "flowrvs.mask_decoder": "rvseg_jax.systems.flowrvs.autoencoder_training:MaskDecoderTask",
     "flowrvs.dit": "rvseg_jax.systems.flowrvs.training:DiTTask",
+    "geomotion.flow": "rvseg_jax.systems.geomotion.flow_training:FlowTask",
+    "geomotion.geometry": "rvseg_jax.systems.geomotion.geometry_training:GeometryTask",
     "tracker.sam2": "rvseg_jax.trackers.sam2.training:Sam2Task",
     "tracker.xmem": "rvseg_jax.trackers.xmem.training:XMemTask",
 }

@@ -13,6 +13,7 @@ class RedThings:
     """Segments red pixels for any sentence, and nothing for sentences with "absent"."""
 
     name = "red_things"
+    reads_text = True
     max_tokens = 16
 
     def token_count(self, text):
@@ -43,6 +44,8 @@ class RedThings:
 
 class Module:
     """What `rvseg_jax.systems.red_things` would hold."""
+
+    READS_TEXT = True
 
     def __init__(self):
         self.loads = []

@@ -79,7 +79,8 @@ def _system(chunks, verdicts=1):
             yield base.MaskChunk(start, np.zeros(shape, bool))
         return [base.Verdict("ok", 1.0)] * verdicts
 
-    return rv.Predictor(type("Odd", (), {"name": "odd", "max_tokens": 9, "token_count": len, "segment": segment}))
+    fields = {"name": "odd", "reads_text": True, "max_tokens": 9, "token_count": len, "segment": segment}
+    return rv.Predictor(type("Odd", (), fields))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from rvseg_jax.models.geomotion.config import GeoMotionConfig
 from rvseg_jax.models.geomotion.model import SHARDING, TRAINED
 from rvseg_jax.parity import geomotion as cases
 
-PART = registry.part("geomotion")
+PART = registry.part("pi3_motion")
 TINY = GeoMotionConfig.tiny()
 STATISTICS = {"image_mean", "image_std"}
 
@@ -70,8 +70,8 @@ def test_a_training_checkpoint_comes_back_unchanged(torch, tmp_path):
     }
     torch.save(saved, tmp_path / "best_model.pth")
     file = tmp_path / "best_model.pth"
-    converter.convert({"geomotion": converter.Source((file,), config=TINY)}, tmp_path / "out")
-    export.export(tmp_path / "out", "geomotion", tmp_path / "back.safetensors")
+    converter.convert({"pi3_motion": converter.Source((file,), config=TINY)}, tmp_path / "out")
+    export.export(tmp_path / "out", "pi3_motion", tmp_path / "back.safetensors")
     back = load_file(tmp_path / "back.safetensors")
     assert {key.removeprefix("module.") for key in back} == weights.keys()
     for key, value in back.items():
@@ -80,10 +80,10 @@ def test_a_training_checkpoint_comes_back_unchanged(torch, tmp_path):
 
 def test_round_trip_through_python():
     weights = tensors()
-    model = from_torch("geomotion", weights, TINY)
+    model = from_torch("pi3_motion", weights, TINY)
     kernel = weights["motion_aware_decoder.flow_encoder.2.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(model.motion_aware_decoder.flow_encoder.convs[1].kernel[...], kernel)
-    back = to_torch("geomotion", model)
+    back = to_torch("pi3_motion", model)
     assert back.keys() | STATISTICS == weights.keys()
     for key, value in back.items():
         np.testing.assert_array_equal(value, weights[key], err_msg=key)

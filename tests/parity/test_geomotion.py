@@ -29,13 +29,13 @@ FLAT = "attn.qkv.bias"
 @pytest.fixture(scope="module")
 def weights():
     """Under upstream's names, at scales where each branch counts."""
-    plan, _ = plan_for(registry.part("geomotion"), TINY)
+    plan, _ = plan_for(registry.part("pi3_motion"), TINY)
     return rule_weights({key: list(shape) for key, shape in plan.key_shapes.items()}, 0)
 
 
 @pytest.fixture(scope="module")
 def model(weights):
-    return from_torch("geomotion", weights, TINY)
+    return from_torch("pi3_motion", weights, TINY)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_trained_part_and_its_gradients(torch, weights, model, inputs):
     wanted = theirs(low, high, camera, torch.from_numpy(flow[0]))
     assert relative(logits[0], wanted.detach()) < 1e-5
     (wanted * torch.from_numpy(weight[0])).sum().backward()
-    exported = to_torch("geomotion", nnx.merge(graph, gradient))
+    exported = to_torch("pi3_motion", nnx.merge(graph, gradient))
     named = dict(theirs.named_parameters())
     largest = max(float(parameter.grad.abs().max()) for parameter in named.values())
     for key, value in exported.items():
@@ -148,8 +148,8 @@ def test_the_form_of_the_flow_branch_is_a_setting():
 
 def test_published_weights_see_images_normalised_twice(weights, inputs):
     video, flow = inputs
-    once = from_torch("geomotion", weights, dataclasses.replace(TINY, normalise_twice=False))
-    twice = from_torch("geomotion", weights, TINY)
+    once = from_torch("pi3_motion", weights, dataclasses.replace(TINY, normalise_twice=False))
+    twice = from_torch("pi3_motion", weights, TINY)
     frames = [
         np.asarray(model.features(given, mode="host_loop").camera)
         for model, given in ((once, (video - MEAN) / DEVIATION), (twice, video), (once, video))
@@ -158,10 +158,10 @@ def test_published_weights_see_images_normalised_twice(weights, inputs):
 
 
 def test_bfloat16_runs_with_logits_in_float32(weights, inputs):
-    found = from_torch("geomotion", weights, TINY, precision=BFLOAT16)
+    found = from_torch("pi3_motion", weights, TINY, precision=BFLOAT16)
     graph, state = nnx.split(found)
     logits = jax.jit(lambda state: nnx.merge(graph, state)(*inputs).logits)(state)
-    exact = from_torch("geomotion", weights, TINY)(*inputs, mode="host_loop").logits
+    exact = from_torch("pi3_motion", weights, TINY)(*inputs, mode="host_loop").logits
     assert logits.dtype == np.float32
     error = np.abs(np.asarray(logits - exact)).mean() / np.abs(np.asarray(exact)).mean()
     assert 1e-4 < error < 0.05

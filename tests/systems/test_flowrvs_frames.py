@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from rvseg_jax.systems.flowrvs import frames, windows
+from rvseg_jax.systems import windows
+from rvseg_jax.systems.flowrvs import frames
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,7 @@ class Fake:
     """A system in two chunks: the first sentence gets everything from frame 1 on, the others nothing."""
 
     name = "fake"
+    reads_text = True
     max_tokens = 10
 
     def token_count(self, text):

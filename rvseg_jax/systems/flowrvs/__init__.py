@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from rvseg_jax.systems.flowrvs.system import FlowRVS
 
 TINY = "zoo/flowrvs_tiny"
+READS_TEXT = True
 
 
 def load(checkpoint: Path | None, *, dtype: str | None = None, mesh: Any = None, **settings: Any) -> "FlowRVS":

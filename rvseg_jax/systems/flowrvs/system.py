@@ -13,8 +13,9 @@ from rvseg_jax.models.wan.transformer import WanTransformer
 from rvseg_jax.models.wan.vae import WanVAE
 from rvseg_jax.processing.text import Tokenizer, clean_text
 from rvseg_jax.processing.video import Video
+from rvseg_jax.systems import windows
 from rvseg_jax.systems.base import MaskChunk, Progress, SegmentOptions, Verdict
-from rvseg_jax.systems.flowrvs import frames, memory, windows
+from rvseg_jax.systems.flowrvs import frames, memory
 from rvseg_jax.systems.flowrvs.config import FlowRVSConfig
 from rvseg_jax.systems.flowrvs.inference import Inference, TextFeatures, kept_rows, text_features
 from rvseg_jax.systems.flowrvs.rows import mask_frames
@@ -55,6 +56,7 @@ class FlowRVS:
     """
 
     name = "flowrvs"
+    reads_text = True
 
     def __init__(self, config: FlowRVSConfig, parts: Parts, tokenizer: Tokenizer):
         self.config = config

@@ -1,0 +1,170 @@
+"""GeoMotion as a whole at random weights: groups, windows, flow, SAM 2's part, and what users can get wrong."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import rvseg_jax as rv
+from rvseg_jax.core.errors import InputError
+from rvseg_jax.models.geomotion.config import GeoMotionConfig
+from rvseg_jax.models.geomotion.model import GeoMotion
+from rvseg_jax.models.raft.config import RaftConfig
+from rvseg_jax.models.raft.inference import ClipFlow
+from rvseg_jax.models.raft.model import RAFT
+from rvseg_jax.models.sam2.tracking import Place
+from rvseg_jax.models.sam2.tracking_prompts import RowPrompt, batched_prompts
+from rvseg_jax.models.sam2.tracking_state import empty_state
+from rvseg_jax.processing.sam2 import square_frame
+from rvseg_jax.systems.base import SegmentOptions
+from rvseg_jax.systems.geomotion import loading
+from rvseg_jax.systems.geomotion.config import GeoMotionSystemConfig
+from rvseg_jax.systems.geomotion.cross_filling import cross_filled
+from rvseg_jax.systems.geomotion.flow import longest
+from rvseg_jax.systems.geomotion.system import GeoMotionSystem, groups
+
+SIZE = 42
+CONFIG = GeoMotionSystemConfig(GeoMotionConfig.tiny(), RaftConfig.tiny(), size=SIZE, group=4, refine=False)
+
+
+@pytest.fixture(scope="module")
+def networks(random_leaves):
+    def filled(model, cfg):
+        graph, shapes = nnx.split(nnx.eval_shape(lambda: model(cfg, rngs=nnx.Rngs(0))))
+        return nnx.merge(graph, random_leaves(shapes))
+
+    return filled(GeoMotion, CONFIG.geomotion), filled(RAFT, CONFIG.raft)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    rng = np.random.default_rng(0)
+    start = rng.integers(0, 256, (40, 60, 3), np.uint8)
+    return np.stack([np.roll(start, 2 * t, axis=1) for t in range(9)])
+
+
+def test_groups_are_upstreams_interleaved_chunks():
+    found = [list(map(int, places)) for places in groups(11, 4, 2)]
+    assert found == [[0, 4], [8], [1, 5], [9], [2, 6], [10], [3, 7]]
+    assert [list(places) for places in groups(1, 4, 32)] == [[0]]
+
+
+def test_the_longer_way_counts_and_ends_have_one():
+    flow = ClipFlow(np.zeros((2, 1, 2, 2), np.float32), np.zeros((2, 1, 2, 2), np.float32))
+    flow.forward[0, 0, 0], flow.forward[1, 0, 1], flow.backward[0, 0, 0] = (3, 4), (0, 2), (0, 1)
+    np.testing.assert_array_equal(longest(flow)[:, 0], [[5, 0], [1, 2], [0, 0]])
+
+
+def test_a_clip_goes_through_whole_in_groups_and_in_windows(networks, clip):
+    """Plain restatements of the same steps, from the networks themselves."""
+    system = GeoMotionSystem(CONFIG, *networks)
+    whole = system.logits(clip[:4])
+    small = np.stack(
+        [np.asarray(Image.fromarray(frame).resize((SIZE, SIZE), Image.Resampling.LANCZOS)) for frame in clip]
+    )
+    flow = longest(system._flow.clip(small[:4].astype(np.float32) / 255))
+    expected = networks[0](jnp.asarray(small[:4], jnp.float32)[None] / 255, jnp.asarray(flow)[None]).logits[0]
+    np.testing.assert_allclose(whole, expected, atol=1e-4 * np.abs(expected).max())
+
+    strided = GeoMotionSystem(dataclasses.replace(CONFIG, stride=2, group=2), *networks)
+    apart = strided.logits(clip[:4])
+    np.testing.assert_allclose(apart[::2], system.logits(clip[:4:2]), atol=1e-5)
+    np.testing.assert_allclose(apart[1::2], system.logits(clip[1:4:2]), atol=1e-5)
+
+    model = rv.Predictor(system)
+    found = model.predict(clip, options=SegmentOptions(threshold=0.4))
+    assert found.text == ("what moves",) and found.masks.shape == (1, 9, 40, 60)
+    # Windows of 4 frames that share 1: the first two frames are seen by the first window alone.
+    alone = np.asarray(system._enlarged(jnp.asarray(whole), (40, 60)))
+    np.testing.assert_array_equal(found.masks[0, :3], alone[:3] > 0.4)
+    assert 0 < found.masks.mean() < 1 and found.status == ("ok",)
+    assert 0.4 < found.scores[0] < 1
+
+
+def test_one_frame_has_no_flow(networks, clip):
+    system = GeoMotionSystem(CONFIG, *networks)
+    expected = networks[0](
+        jnp.asarray(np.asarray(Image.fromarray(clip[0]).resize((SIZE, SIZE), Image.Resampling.LANCZOS)))[None, None]
+        / 255.0,
+        jnp.zeros((1, 1, SIZE, SIZE)),
+    ).logits[0]
+    np.testing.assert_allclose(system.logits(clip[:1]), expected, atol=1e-4 * np.abs(expected).max())
+    assert rv.Predictor(system).predict(clip[:1]).masks.shape == (1, 1, 40, 60)
+
+
+def test_frames_are_followed_from_those_beside_them():
+    """Even frames from odd prompts, odd ones from even prompts, every prompt known before the first frame."""
+    programs = rv.load("sam2").tracker.programs
+    rng = np.random.default_rng(1)
+    frames = list(rng.integers(0, 256, (4, 50, 70, 3), np.uint8))
+    probabilities = np.zeros((4, SIZE, SIZE), np.float32)
+    probabilities[1, 5:20, 5:20] = probabilities[3, 8:25, 8:25] = 0.9
+    logits, filled = cross_filled(programs, frames, probabilities, threshold=0.8)
+    np.testing.assert_array_equal(filled, [True, False, True, False])  # no even frame shows anything
+    assert not logits[[1, 3]].any()
+
+    cfg = programs.cfg
+    state = empty_state(cfg, 1, prompted_slots=2)
+    features = [programs.encode_image(jnp.asarray(square_frame(frame, cfg.image_size))[None]) for frame in frames]
+    for t in (1, 3):
+        mask = (
+            np.asarray(Image.fromarray(probabilities[t]).resize((cfg.image_size,) * 2, Image.Resampling.BILINEAR))
+            > 0.45
+        )
+        place = Place.of(1, t, num_frames=4)
+        seen = programs.observe(features[t], None, batched_prompts(cfg, [RowPrompt(mask=mask)]), place)
+        state = programs.settle(state, seen, place, jnp.ones(1, bool))
+    for t in (0, 2):
+        state, seen = programs.track_step(state, features[t], Place.of(1, t, num_frames=4))
+        expected = np.asarray(programs.enlarged(seen.logits, (SIZE, SIZE))[0])
+        # The mask is resized by another filter here.
+        assert np.mean(np.abs(logits[t] - expected)) < 0.05 * np.abs(expected).max()
+
+    nothing, filled = cross_filled(programs, frames, 0 * probabilities, threshold=0.8)
+    assert not nothing.any() and not filled.any()
+
+
+def test_refined_masks_are_sam2s_where_it_could_be_asked(networks, clip):
+    config = dataclasses.replace(CONFIG, refine=True, prompt_threshold=0.45)
+    programs = rv.load("sam2").tracker.programs
+    plain, refined = GeoMotionSystem(CONFIG, *networks), GeoMotionSystem(config, *networks, programs)
+    raw = plain.logits(clip[:4])
+    probabilities = 1 / (1 + np.exp(-raw))
+    expected, filled = cross_filled(programs, list(clip[:4]), probabilities, threshold=0.45)
+    assert filled.all()
+    np.testing.assert_allclose(refined.logits(clip[:4]), np.clip(expected, -16, 16), atol=1e-4)
+    strict = GeoMotionSystem(dataclasses.replace(config, prompt_threshold=0.999), *networks, programs)
+    np.testing.assert_array_equal(strict.logits(clip[:4]), raw)
+
+
+def test_what_users_get_wrong(networks, clip, tmp_path):
+    system = GeoMotionSystem(CONFIG, *networks)
+    with pytest.raises(InputError, match="leave 'the dog' out"):
+        rv.Predictor(system).predict(clip, "the dog")
+    with pytest.raises(InputError, match="two frames need about"):
+        rv.Predictor(system).predict(clip, options=SegmentOptions(max_memory=1000))
+    with pytest.raises(ValueError, match="multiple of the patches' 14"):
+        dataclasses.replace(CONFIG, size=40)
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for t in range(3):
+        Image.fromarray(clip[t][: 40 - t % 2]).save(frames / f"{t:05d}.png")
+    with pytest.raises(InputError, match="bring all frames to one size"):
+        rv.Predictor(system).predict(frames)
+
+
+def test_a_checkpoint_gives_the_same_masks(networks, clip, tmp_path):
+    loading.save(tmp_path, {"pi3_motion": networks[0], "raft": networks[1]}, config=CONFIG)
+    model = rv.load("geomotion", tmp_path, dtype="parity")
+    assert model.system.config == CONFIG
+    expected = GeoMotionSystem(CONFIG, *networks).logits(clip[:4])
+    np.testing.assert_allclose(model.system.logits(clip[:4]), expected, atol=1e-5)
+    published = rv.load("geomotion", tmp_path, published=True, group=3).system.config
+    assert (published.stride, published.group, published.threshold, published.overlap) == (4, 3, 0.1, 0.0)
+    with pytest.raises(InputError, match="holds no SAM 2"):
+        rv.load("geomotion", tmp_path, refine=True)
+    with pytest.raises(InputError, match="no setting 'speed'"):
+        rv.load("geomotion", tmp_path, speed=3)
