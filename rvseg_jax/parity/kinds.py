@@ -12,6 +12,7 @@ from rvseg_jax.parity.golden import Case
 _PARTS = {
     "flowrvs": "rvseg_jax.parity.flowrvs",
     "geomotion": "rvseg_jax.parity.geomotion",
+    "losses": "rvseg_jax.parity.losses",
     "metrics_davis": "rvseg_jax.parity.metrics_davis",
     "pi3": "rvseg_jax.parity.pi3",
     "raft_large": "rvseg_jax.parity.raft",
