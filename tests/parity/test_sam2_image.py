@@ -213,14 +213,15 @@ def test_bfloat16_is_as_near_as_torch(torch, original, weights, config, predicto
 
 
 @pytest.mark.slow
-def test_published_size_matches_the_original(torch, shared_data):
-    """SAM 2.1 tiny at 1024 px on a real frame, with random weights."""
+@pytest.mark.parametrize("size", ["t", "l"])
+def test_published_size_matches_the_original(torch, shared_data, size):
+    """SAM 2.1 tiny and large at 1024 px on a real frame, with random weights."""
     build = pytest.importorskip("sam2.build_sam")
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 
     from rvseg_jax.formats.frames import read_image
 
-    model = build.build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml", None, device="cpu", apply_postprocessing=False)
+    model = build.build_sam2(f"configs/sam2.1/sam2.1_hiera_{size}.yaml", None, device="cpu", apply_postprocessing=False)
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     converted = rule_weights(shapes, 0, [])
     model.load_state_dict({key: torch.from_numpy(value) for key, value in converted.items()})
