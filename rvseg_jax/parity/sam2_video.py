@@ -130,6 +130,8 @@ class VideoRun:
             for row in range(rows):
                 self.tracked[row][frame] = reverse
                 self.given[row][frame] = logits[row]
+                if frame in self.prompted[row]:
+                    self._forget_around(row, frame)
             outputs[frame] = self._output(logits)
         return outputs
 
@@ -151,7 +153,16 @@ class VideoRun:
                 self.given[row][frame] = np.asarray(seen.logits[row])
                 if as_prompted:
                     self.prompted[row].add(frame)
+                self._forget_around(row, frame)
             pending.clear()
+
+    def _forget_around(self, row: int, frame: int) -> None:
+        """Drops what was given out of tracked frames near a prompted one, if the config says so."""
+        cfg = self.programs.cfg
+        if cfg.tracking.clear_non_cond_mem_around_input:
+            reach = cfg.tracking.memory_temporal_stride_for_eval * cfg.num_maskmem
+            kept = self.prompted[row]
+            self.given[row] = {t: x for t, x in self.given[row].items() if t in kept or abs(t - frame) > reach}
 
     def _latest(self, row: int, frame: int, as_prompted: bool) -> np.ndarray | None:
         """The last logits of an object in a frame: of a prompt that is not settled yet, else what was given out."""
