@@ -32,9 +32,9 @@ def get_config() -> ConfigDict:
     """All parameters but the statistics of the batch norms, which stay as they start."""
     config = base.get_config("geomotion.flow")
     config.raft = from_dataclass(RAFT)
-    config.clips = from_dataclass(GeometricShapesConfig(frames=4))
-    config.pairs = 4
-    config.steps = 3_000
+    config.clips = from_dataclass(GeometricShapesConfig(frames=8))
+    config.pairs = 3
+    config.steps = 1_500
     config.batch_size = 4
     config.loader.num_workers = 1
     config.optimizer.trainable = ("^(?!.*/(mean|var)$)",)

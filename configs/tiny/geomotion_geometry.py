@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.pi3 = from_dataclass(PI3)
     config.clips = from_dataclass(GeometricShapesConfig(frames=8, with_flow=False))
     config.frames = 4
-    config.steps = 3_000
+    config.steps = 1_500
     config.batch_size = 4
     config.loader.num_workers = 1
     config.optimizer.lr = 1.5e-3

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.evaluation import (
     datasets,
+    motion_jobs,
     moving_shapes,
     processes,
     protocols,
@@ -49,17 +50,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SYSTEM",
         help=f"one of {', '.join([*base.names(), *trackers.names()])}, or a folder of masks",
     )
-    parser.add_argument("dataset", choices=datasets.NAMES, metavar="DATASET", help=", ".join(datasets.NAMES))
+    names = sorted({*datasets.NAMES, *motion_jobs.names()})
+    parser.add_argument("dataset", choices=names, metavar="DATASET", type=_dataset, help=", ".join(names))
     parser.add_argument("root", nargs="?", type=Path, metavar="ROOT", help="the dataset's folder (moving_shapes: none)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where results are written")
     parser.add_argument("--checkpoint", type=Path, help="converted checkpoint; the bundled tiny weights if not given")
     parser.add_argument("--dtype", help="precision of the system: parity, float32, bfloat16 or mixed")
     parser.add_argument("--split", help="split of the dataset (mevis: valid_u if not given; others: valid)")
     parser.add_argument("--year", choices=("2016", "2017"), help="list of videos (davis; the later one that is there)")
-    parser.add_argument("--write-masks", action="store_true", help="write label images into DIR/masks (davis)")
+    parser.add_argument("--write-masks", action="store_true", help="write masks into DIR/masks (davis, motion)")
     parser.add_argument("--frames", type=Path, help="folder of the videos' frames, if not in the split (mevis)")
     parser.add_argument(
-        "--protocol", choices=protocols.REF_DAVIS, help="which protocol (ref_davis; official if not given)"
+        "--protocol",
+        choices=(*protocols.REF_DAVIS, *motion_jobs.PROTOCOLS),
+        help="which protocol (ref_davis: official if not given; motion: upstream if not given)",
     )
     parser.add_argument("--batch", type=int, default=4, help="sentences of one clip in one call (4)")
     parser.add_argument("--threshold", type=float, help="probability of foreground; the system's own if not given")
@@ -92,11 +96,11 @@ def run(args: argparse.Namespace) -> int:
     """Run `rvseg eval` and return its exit code."""
     part, together = processes.share(args.shard)
     options = EvaluationOptions(batch=args.batch, resume=args.resume, limit=args.limit, part=part, together=together)
-    jobs = _TRACKING_JOBS if args.system in trackers.names() else _JOBS
+    jobs = _jobs(args.system)
     if args.dataset not in jobs:
         raise InputError(f"{args.system} cannot be scored on {args.dataset}, only on {', '.join(jobs)}")
-    if jobs is _TRACKING_JOBS:
-        _refuse_options_of_systems(args)
+    if jobs is not _JOBS:
+        _refuse_options_of_sentences(args, but=() if jobs is _TRACKING_JOBS else ("protocol",))
     evaluation = jobs[args.dataset](args, options)
     if evaluation.waiting:
         return _report_part(evaluation, part, as_json=args.json)
@@ -275,18 +279,47 @@ def _davis(args: argparse.Namespace, options: EvaluationOptions) -> Evaluation:
     )
 
 
-def _refuse_options_of_systems(args: argparse.Namespace) -> None:
+def _motion(args: argparse.Namespace, options: EvaluationOptions) -> Evaluation:
+    job = motion_jobs.motion_jobs()[args.dataset]
+    protocol = job.protocol(args.protocol)
+    # Upstream's way to sharpen masks is part of its protocol; `--set` still has the last word.
+    settings = {"published": True} if protocol.name == "upstream" else {}
+    settings |= system_settings.parse(args.set)
+    system: Any = base.module(args.system).load(args.checkpoint, dtype=args.dtype, mesh=None, **settings)
+    return motion_jobs.evaluate(
+        args.dataset,
+        None if args.dataset == datasets.MOVING_SHAPES else _root(args),
+        system.of_group,
+        args.output,
+        protocol=protocol.name,
+        settings={
+            "system": args.system,
+            "checkpoint": None if args.checkpoint is None else str(args.checkpoint),
+            "dtype": args.dtype,
+            "settings": list(args.set),
+        },
+        options=options,
+        refine=system.refined,
+        masks_folder=args.output / "masks" if args.write_masks else None,
+        progress=_progress(),
+    )
+
+
+def _refuse_options_of_sentences(args: argparse.Namespace, *, but: Sequence[str] = ()) -> None:
     """Nothing that was asked for may be passed over.
 
     Raises:
-      InputError: for an option without meaning for trackers.
+      InputError: for an option that has no meaning without sentences.
     """
     for name in ("threshold", "whole_clip", "frames", "protocol", "missing", "by_sentence", "subset"):
-        if getattr(args, name):
-            raise InputError(f"--{name.replace('_', '-')} is for systems: it means nothing for {args.system}")
+        if name not in but and getattr(args, name):
+            raise InputError(
+                f"--{name.replace('_', '-')} is for systems that read sentences: it means nothing for {args.system}"
+            )
 
 
-# Datasets of trackers, and of systems; moving_shapes has clips for both.
+# Datasets of trackers, of systems that find what moves, and of those that read sentences; moving_shapes has clips for
+# all of them.
 _TRACKING_JOBS = {datasets.DAVIS: _davis, datasets.MOVING_SHAPES: _tracking_shapes}
 _JOBS = {
     datasets.MEVIS: _mevis,
@@ -294,6 +327,23 @@ _JOBS = {
     datasets.REF_DAVIS: _ref_davis,
     datasets.REF_YOUTUBE_VOS: _ref_youtube_vos,
 }
+
+
+_MOTION_JOBS = dict.fromkeys(motion_jobs.names(), _motion)
+
+
+def _jobs(system: str) -> Mapping[str, Callable[[argparse.Namespace, EvaluationOptions], Evaluation]]:
+    """What a system, tracker or folder can be scored on."""
+    if system in trackers.names():
+        return _TRACKING_JOBS
+    if system in base.names() and not base.module(system).READS_TEXT:
+        return _MOTION_JOBS
+    return _JOBS
+
+
+def _dataset(name: str) -> str:
+    """Names of datasets are written with dashes elsewhere."""
+    return name.replace("-", "_")
 
 
 def _root(args: argparse.Namespace) -> Path:

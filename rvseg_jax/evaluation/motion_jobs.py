@@ -27,6 +27,7 @@ from rvseg_jax.input_pipeline.motion_videos import MotionSample, MotionVideo
 from rvseg_jax.input_pipeline.sources import Source
 
 MOVING_SHAPES = "moving_shapes"
+PROTOCOLS = (motion.UPSTREAM.name, motion.STANDARD.name)
 THRESHOLDS = tuple(np.geomspace(0.1, 12, 40).tolist())  # pixels
 
 
@@ -56,6 +57,11 @@ class MotionJob:
         if not found:
             raise InputError(f"no protocol {name!r} here; choose from {', '.join(one.name for one in self.protocols)}")
         return found[0]
+
+
+def names() -> tuple[str, ...]:
+    """Datasets that `motion_jobs` has."""
+    return (*BENCHMARKS, MOVING_SHAPES)
 
 
 def motion_jobs(config: GeometricShapesConfig | None = None) -> dict[str, MotionJob]:

@@ -49,6 +49,7 @@ _TASKS = {
     "flowrvs.dit": "rvseg_jax.systems.flowrvs.training:DiTTask",
     "geomotion.flow": "rvseg_jax.systems.geomotion.flow_training:FlowTask",
     "geomotion.geometry": "rvseg_jax.systems.geomotion.geometry_training:GeometryTask",
+    "geomotion.motion": "rvseg_jax.systems.geomotion.training:MotionTask",
     "tracker.sam2": "rvseg_jax.trackers.sam2.training:Sam2Task",
     "tracker.xmem": "rvseg_jax.trackers.xmem.training:XMemTask",
 }

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from rvseg_jax.models.raft.model import RAFT
 from rvseg_jax.models.sam2.tracking import Place
 from rvseg_jax.models.sam2.tracking_prompts import RowPrompt, batched_prompts
 from rvseg_jax.models.sam2.tracking_state import empty_state
+from rvseg_jax.processing.geomotion import handed_on
 from rvseg_jax.processing.sam2 import square_frame
 from rvseg_jax.systems.base import SegmentOptions
 from rvseg_jax.systems.geomotion import loading
@@ -61,18 +63,19 @@ def test_the_longer_way_counts_and_ends_have_one():
 def test_a_clip_goes_through_whole_in_groups_and_in_windows(networks, clip):
     """Plain restatements of the same steps, from the networks themselves."""
     system = GeoMotionSystem(CONFIG, *networks)
-    whole = system.logits(clip[:4])
+    whole = system.probabilities(clip[:4])
     small = np.stack(
         [np.asarray(Image.fromarray(frame).resize((SIZE, SIZE), Image.Resampling.LANCZOS)) for frame in clip]
     )
     flow = longest(system._flow.clip(small[:4].astype(np.float32) / 255))
-    expected = networks[0](jnp.asarray(small[:4], jnp.float32)[None] / 255, jnp.asarray(flow)[None]).logits[0]
-    np.testing.assert_allclose(whole, expected, atol=1e-4 * np.abs(expected).max())
+    logits = networks[0](jnp.asarray(small[:4], jnp.float32)[None] / 255, jnp.asarray(flow)[None]).logits[0]
+    expected = jax.nn.sigmoid(logits)
+    np.testing.assert_allclose(whole, expected, atol=1e-5)
 
     strided = GeoMotionSystem(dataclasses.replace(CONFIG, stride=2, group=2), *networks)
-    apart = strided.logits(clip[:4])
-    np.testing.assert_allclose(apart[::2], system.logits(clip[:4:2]), atol=1e-5)
-    np.testing.assert_allclose(apart[1::2], system.logits(clip[1:4:2]), atol=1e-5)
+    apart = strided.probabilities(clip[:4])
+    np.testing.assert_allclose(apart[::2], system.probabilities(clip[:4:2]), atol=1e-5)
+    np.testing.assert_allclose(apart[1::2], system.probabilities(clip[1:4:2]), atol=1e-5)
 
     model = rv.Predictor(system)
     found = model.predict(clip, options=SegmentOptions(threshold=0.4))
@@ -91,7 +94,7 @@ def test_one_frame_has_no_flow(networks, clip):
         / 255.0,
         jnp.zeros((1, 1, SIZE, SIZE)),
     ).logits[0]
-    np.testing.assert_allclose(system.logits(clip[:1]), expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(system.probabilities(clip[:1]), jax.nn.sigmoid(expected), atol=1e-5)
     assert rv.Predictor(system).predict(clip[:1]).masks.shape == (1, 1, 40, 60)
 
 
@@ -131,13 +134,16 @@ def test_refined_masks_are_sam2s_where_it_could_be_asked(networks, clip):
     config = dataclasses.replace(CONFIG, refine=True, prompt_threshold=0.45)
     programs = rv.load("sam2").tracker.programs
     plain, refined = GeoMotionSystem(CONFIG, *networks), GeoMotionSystem(config, *networks, programs)
-    raw = plain.logits(clip[:4])
-    probabilities = 1 / (1 + np.exp(-raw))
-    expected, filled = cross_filled(programs, list(clip[:4]), probabilities, threshold=0.45)
+    raw = plain.probabilities(clip[:4])
+    expected, filled = cross_filled(programs, list(clip[:4]), raw, threshold=0.45)
     assert filled.all()
-    np.testing.assert_allclose(refined.logits(clip[:4]), np.clip(expected, -16, 16), atol=1e-4)
+    np.testing.assert_allclose(refined.probabilities(clip[:4]), jax.nn.sigmoid(expected), atol=1e-4)
+    upstreams = GeoMotionSystem(dataclasses.replace(config, refine_like_upstream=True), *networks, programs)
+    shown = [handed_on(frame, SIZE) for frame in clip[:4]]
+    expected, _ = cross_filled(programs, shown, raw, threshold=0.45)
+    np.testing.assert_array_equal(upstreams.probabilities(clip[:4]), expected > 0)
     strict = GeoMotionSystem(dataclasses.replace(config, prompt_threshold=0.999), *networks, programs)
-    np.testing.assert_array_equal(strict.logits(clip[:4]), raw)
+    np.testing.assert_array_equal(strict.probabilities(clip[:4]), raw)
 
 
 def test_what_users_get_wrong(networks, clip, tmp_path):
@@ -160,8 +166,8 @@ def test_a_checkpoint_gives_the_same_masks(networks, clip, tmp_path):
     loading.save(tmp_path, {"pi3_motion": networks[0], "raft": networks[1]}, config=CONFIG)
     model = rv.load("geomotion", tmp_path, dtype="parity")
     assert model.system.config == CONFIG
-    expected = GeoMotionSystem(CONFIG, *networks).logits(clip[:4])
-    np.testing.assert_allclose(model.system.logits(clip[:4]), expected, atol=1e-5)
+    expected = GeoMotionSystem(CONFIG, *networks).probabilities(clip[:4])
+    np.testing.assert_allclose(model.system.probabilities(clip[:4]), expected, atol=1e-5)
     published = rv.load("geomotion", tmp_path, published=True, group=3).system.config
     assert (published.stride, published.group, published.threshold, published.overlap) == (4, 3, 0.1, 0.0)
     with pytest.raises(InputError, match="holds no SAM 2"):

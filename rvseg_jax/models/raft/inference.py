@@ -170,6 +170,23 @@ def pair_memory(cfg: RaftConfig, height: int, width: int) -> int:
     return encoder + 4 * pixels * _UPDATE_CHANNELS + (pairs if fits else 0)
 
 
+def clips_flow(model: RAFT, clips: jax.Array, *, num_flow_updates: int | None = None) -> tuple[jax.Array, jax.Array]:
+    """The flow between neighbouring frames of clips in both directions, as `FlowRunner.clip`, inside of a jit.
+
+    Shapes: clips [B, T, H, W, 3] in 0..1, T at least 2 -> forward and backward float32 [B, T - 1, H, W, 2] in pixels.
+    """
+    videos, frames = clips.shape[:2]
+    images = _enlarged(clips.reshape(-1, *clips.shape[2:]))
+    places = np.arange(videos * frames).reshape(videos, frames)
+    before, after = places[:, :-1].ravel(), places[:, 1:].ravel()
+    first, second = np.concatenate([before, after]), np.concatenate([after, before])
+    features, context = model.encode_features(images), model.encode_context(images)
+    start = model.begin(features[first], features[second], context[first])
+    flow = _reduced(model.last_flow(start, num_flow_updates=num_flow_updates), clips.shape[2:4])
+    forward, backward = flow.reshape(2, videos, frames - 1, *flow.shape[1:])
+    return forward, backward
+
+
 def _enlarged_size(height: int, width: int) -> tuple[int, int]:
     return math.ceil(height / STRIDE) * STRIDE, math.ceil(width / STRIDE) * STRIDE
 

@@ -1,7 +1,6 @@
 """Sizes and settings of the system."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from rvseg_jax.core.precision import Precision
 from rvseg_jax.models.geomotion.config import GeoMotionConfig
@@ -22,7 +21,8 @@ class GeoMotionSystemConfig:
       threshold: probability above which a pixel moves.
       refine: sharpen masks by SAM 2.
       prompt_threshold: probability above which a pixel is shown to SAM 2 as moving.
-      refine_frames: what SAM 2 sees: "source", or "squashed" as upstream hands it on.
+      refine_like_upstream: SAM 2 sees squashed frames out of JPEG files, and its masks are 0 or 1 before they are
+        enlarged. Otherwise it sees the frames themselves, and its probabilities are enlarged.
     """
 
     geomotion: GeoMotionConfig = field(default_factory=GeoMotionConfig)
@@ -34,7 +34,7 @@ class GeoMotionSystemConfig:
     threshold: float = 0.5
     refine: bool = True
     prompt_threshold: float = 0.8
-    refine_frames: Literal["source", "squashed"] = "source"
+    refine_like_upstream: bool = False
 
     def __post_init__(self) -> None:
         if self.size % self.geomotion.pi3.patch_size or self.size < 1:
@@ -45,12 +45,10 @@ class GeoMotionSystemConfig:
             raise ValueError(f"overlap {self.overlap} must be a share of at least 0 and below 1")
         if not (0 < self.threshold < 1 and 0 < self.prompt_threshold < 1):
             raise ValueError(f"thresholds {self.threshold} and {self.prompt_threshold} must be between 0 and 1")
-        if self.refine_frames not in ("source", "squashed"):
-            raise ValueError(f"refine_frames {self.refine_frames!r}: choose source or squashed")
 
     def published(self) -> "GeoMotionSystemConfig":
         """These networks by upstream's evaluation: stride 4, groups of 32 apart from each other, masks above 0.1."""
-        return replace(self, stride=4, group=32, overlap=0.0, threshold=0.1, refine_frames="squashed")
+        return replace(self, stride=4, group=32, overlap=0.0, threshold=0.1, refine_like_upstream=True)
 
     def with_precision(self, precision: Precision) -> "GeoMotionSystemConfig":
         """The same sizes and settings in other number formats."""

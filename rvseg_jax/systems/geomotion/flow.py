@@ -1,8 +1,11 @@
 """How far pixels move, from optical flow in both directions."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from rvseg_jax.models.raft.inference import ClipFlow, FlowRunner
+from rvseg_jax.models.raft.inference import ClipFlow, FlowRunner, clips_flow
+from rvseg_jax.models.raft.model import RAFT
 
 
 def magnitudes(runner: FlowRunner, frames: np.ndarray) -> np.ndarray:
@@ -15,6 +18,15 @@ def magnitudes(runner: FlowRunner, frames: np.ndarray) -> np.ndarray:
     if len(frames) < 2:
         return np.zeros(frames.shape[:3], np.float32)
     return longest(runner.clip(frames.astype(np.float32) / 255))
+
+
+def magnitudes_in_step(model: RAFT, clips: jax.Array) -> jax.Array:
+    """As `magnitudes`, inside of a jit. Shapes: clips [B, T, H, W, 3] in 0..1 -> float32 [B, T, H, W]."""
+    if clips.shape[1] < 2:
+        return jnp.zeros(clips.shape[:4])
+    ahead, back = (jnp.linalg.norm(way, axis=-1) for way in clips_flow(model, clips))
+    ends = ((0, 0), (0, 1), (0, 0), (0, 0))
+    return jnp.maximum(jnp.pad(ahead, ends), jnp.pad(back, (ends[0], ends[1][::-1], *ends[2:])))
 
 
 def longest(flow: ClipFlow) -> np.ndarray:

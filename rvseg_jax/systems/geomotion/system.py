@@ -28,7 +28,6 @@ logger = get_logger(__name__)
 MASK_FRAMES = 8  # frames that are enlarged to the source's size at a time
 # Arrays of a frame's tokens, of the width of the backbone, that are alive at once.
 _TOKEN_ARRAYS = 24
-_LARGEST_LOGIT = 16.0
 
 
 class GeoMotionSystem:
@@ -57,11 +56,11 @@ class GeoMotionSystem:
         self._flow = FlowRunner(raft, mesh=mesh)
         self._refiner = refiner if config.refine else None
 
-        def logits(weights: nnx.State, frames: jax.Array, flow: jax.Array) -> jax.Array:
+        def moving(weights: nnx.State, frames: jax.Array, flow: jax.Array) -> jax.Array:
             network: Any = nnx.merge(graph, weights)
-            return network(frames.astype(jnp.float32)[None] / 255, flow[None]).logits[0]
+            return jax.nn.sigmoid(network(frames.astype(jnp.float32)[None] / 255, flow[None]).logits[0])
 
-        self._logits = jax.jit(logits)
+        self._moving = jax.jit(moving)
         self._enlarged = jax.jit(_enlarged, static_argnums=1)
 
     def token_count(self, text: str) -> int:
@@ -79,7 +78,7 @@ class GeoMotionSystem:
         """Yields masks in frame order, each frame once; `texts` is what the one mask is called.
 
         A clip longer than a window of `stride` times `group` frames, or than fits `options.max_memory`, runs in
-        overlapping windows whose logits fade into each other; the memory does not grow with its length.
+        overlapping windows that fade into each other; the memory does not grow with its length.
 
         Returns:
           "ok" and the mean probability inside of the masks, or "no_target" and 0 if nothing moves.
@@ -94,7 +93,7 @@ class GeoMotionSystem:
         threshold = self.config.threshold if options.threshold is None else options.threshold
         pixels, total, done = 0, 0.0, 0
         for start, values in windows.run_windows(
-            video, lambda window: self.logits(window)[None], length=length, overlap=overlap
+            video, lambda window: self.probabilities(window)[None], length=length, overlap=overlap
         ):
             for first in range(0, values.shape[1], MASK_FRAMES):
                 found = self._enlarged(jnp.asarray(values[0, first : first + MASK_FRAMES]), size)
@@ -108,18 +107,20 @@ class GeoMotionSystem:
                 progress("masks", done, video.count or video.expected_count)
         return [Verdict("ok", total / pixels) if pixels else Verdict("no_target", 0.0)]
 
-    def logits(self, frames: np.ndarray) -> np.ndarray:
-        """Logits of a window: interleaved groups of frames, and what SAM 2 makes of the whole.
+    def probabilities(self, frames: np.ndarray) -> np.ndarray:
+        """Of a window: interleaved groups of frames, and what SAM 2 makes of the whole.
 
         Shapes: frames uint8 [T, H, W, 3] -> float32 [T, S, S].
         """
-        side, stride, group = self.config.size, self.config.stride, self.config.group
-        small = np.stack([squashed(frame, side) for frame in frames])
-        found = np.zeros((len(frames), side, side), np.float32)
-        for places in groups(len(frames), stride, group):
-            clip = small[places]
-            found[places] = self._logits(self._weights, clip, magnitudes(self._flow, clip))
-        return self._refined(frames, found)
+        found = np.zeros((len(frames), self.config.size, self.config.size), np.float32)
+        for places in groups(len(frames), self.config.stride, self.config.group):
+            found[places] = self.of_group(frames[places])
+        return self.refined(frames, found)
+
+    def of_group(self, frames: np.ndarray) -> np.ndarray:
+        """Probabilities of frames that are seen at once. Shapes: uint8 [T, H, W, 3] -> float32 [T, S, S]."""
+        clip = np.stack([squashed(frame, self.config.size) for frame in frames])
+        return np.asarray(self._moving(self._weights, clip, magnitudes(self._flow, clip)))
 
     def window(self, options: SegmentOptions) -> int | None:
         """Frames of a window; None for the whole clip, as upstream does when it writes no groups."""
@@ -143,21 +144,22 @@ class GeoMotionSystem:
         width = jnp.dtype(pi3.precision.compute_dtype).itemsize * pi3.width
         return tokens * width * _TOKEN_ARRAYS
 
-    def _refined(self, frames: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    def refined(self, frames: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+        """What SAM 2 makes of probabilities, where there is one; frames that it cannot be asked about stay as they are.
+
+        Shapes: frames uint8 [T, H, W, 3], probabilities [T, S, S] -> float32 [T, S, S].
+        """
         if self._refiner is None:
-            return logits
-        shown: Sequence[np.ndarray] = list(frames)
-        if self.config.refine_frames == "squashed":
-            shown = [handed_on(frame, self.config.size) for frame in frames]
-        probabilities = 1 / (1 + np.exp(-logits))
-        sharpened, filled = cross_filled(self._refiner, shown, probabilities, threshold=self.config.prompt_threshold)
+            return probabilities
+        like_upstream, threshold = self.config.refine_like_upstream, self.config.prompt_threshold
+        shown = [handed_on(frame, self.config.size) for frame in frames] if like_upstream else list(frames)
+        logits, filled = cross_filled(self._refiner, shown, probabilities, threshold=threshold)
         if not filled.all():
             logger.info(
-                "SAM 2 left %d of %d frames as they are: nothing above %g in the frames beside them",
-                np.sum(~filled), len(filled), self.config.prompt_threshold,
-            )  # fmt: skip
-        sharpened = np.clip(sharpened, -_LARGEST_LOGIT, _LARGEST_LOGIT)
-        return np.where(filled[:, None, None], sharpened, logits)
+                "SAM 2 left %d of %d frames: nothing beside them is above %g", sum(~filled), len(filled), threshold
+            )
+        sharpened = (logits > 0).astype(np.float32) if like_upstream else np.asarray(jax.nn.sigmoid(logits))
+        return np.where(filled[:, None, None], sharpened, probabilities)
 
 
 def groups(frames: int, stride: int, longest: int) -> Iterator[np.ndarray]:
@@ -168,7 +170,6 @@ def groups(frames: int, stride: int, longest: int) -> Iterator[np.ndarray]:
             yield places[start : start + longest]
 
 
-def _enlarged(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
+def _enlarged(probabilities: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Probabilities in the source's size. Shapes: [T, S, S] -> float32 [T, H, W]."""
-    probabilities = jax.nn.sigmoid(logits.astype(jnp.float32))[..., None]
-    return resize(probabilities, size, mode="bilinear")[..., 0]
+    return resize(probabilities[..., None], size, mode="bilinear")[..., 0]
