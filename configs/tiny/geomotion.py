@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.optimizer.trainable = TRAINED
     config.optimizer.lr = 1.5e-3
     config.optimizer.betas = (0.95, 0.98)
-    config.optimizer.muon = ("^geomotion/pi3/conf_decoder/blocks/.*/kernel$",)
+    config.optimizer.muon = ("^geomotion/pi3/conf_decoder/blocks/(attn/proj|mlp/(up|down))/kernel$",)
     config.optimizer.weight_decay = 0.01
     config.schedule.kind = "cosine"
     config.schedule.warmup_steps = 100

@@ -39,10 +39,7 @@ def get_config() -> ConfigDict:
     config.loader.num_workers = 1
     config.optimizer.lr = 1.5e-3
     config.optimizer.betas = (0.95, 0.98)
-    config.optimizer.muon = (
-        "^pi3/(encoder|.*_decoder)/blocks/.*/kernel$",
-        "^pi3/decoder/.*/kernel$",
-    )
+    config.optimizer.muon = ("^pi3/.*(attn/proj|mlp/(up|down))/kernel$",)
     config.optimizer.weight_decay = 0.01
     config.schedule.kind = "cosine"
     config.schedule.warmup_steps = 100
