@@ -20,6 +20,7 @@ from rvseg_jax.core.errors import CheckFailed, InputError, NotAvailable, UserErr
 COMMANDS = {
     "predict": ("rvseg_jax.cli.predict", "segment a clip by one or several sentences"),
     "track": ("rvseg_jax.cli.track", "follow objects that are pointed at through a video"),
+    "geometry": ("rvseg_jax.cli.geometry", "point cloud, depth and cameras of a clip"),
     "eval": ("rvseg_jax.evaluation.command", "score a checkpoint on a dataset"),
     "train": ("rvseg_jax.training.command", "train by a recipe"),
     "convert": ("rvseg_jax.convert.__main__", "convert PyTorch checkpoints, check and export them"),

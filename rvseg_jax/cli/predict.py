@@ -14,7 +14,7 @@ from rvseg_jax.systems import settings as system_settings
 if TYPE_CHECKING:
     from rvseg_jax.api import Prediction
     from rvseg_jax.processing.video import Video
-    from rvseg_jax.systems.base import SegmentOptions, module
+    from rvseg_jax.systems.base import SegmentOptions
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 DTYPES = ("float32", "bfloat16", "mixed", "parity")
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from rvseg_jax.formats.output import check_formats
     from rvseg_jax.formats.staging import check_writable
     from rvseg_jax.processing.video import open_video
-    from rvseg_jax.systems.base import SegmentOptions
+    from rvseg_jax.systems.base import SegmentOptions, module
 
     # All that can be wrong with the request is found before weights are loaded.
     check_texts(args.text, reads_text=module(args.system).READS_TEXT)
