@@ -46,6 +46,6 @@ def settings_of(folder: str | Path) -> dict[str, Any]:
 
 
 def parameter_count(model: Callable[[nnx.Rngs], nnx.Module]) -> int:
-    """Number of parameters of a model that is not built."""
-    state = nnx.state(nnx.eval_shape(lambda: model(nnx.Rngs(params=0))))
+    """Number of parameters of a model that is not built, statistics of batch norms not counted."""
+    state = nnx.state(nnx.eval_shape(lambda: model(nnx.Rngs(params=0))), nnx.Param)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))

@@ -28,6 +28,7 @@ from rvseg_jax.systems.geomotion import geometry_losses as losses
 from rvseg_jax.systems.geomotion.rows import GeometryRow, camera_points
 
 Batch = Mapping[str, jax.Array]
+_FLAT = 0.05
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,15 @@ class GeometryTask:
         self._run = jax.jit(lambda params, frames: self._geometry(params, frames))
 
     def init(self, key: jax.Array) -> Params:
-        """{"pi3": ...}."""
-        return {"pi3": parameters.initialised(self._model, key)}
+        """{"pi3": ...}; all points begin near a plane.
+
+        Depths are exponentials: spread over decades, as a new head would have them, a few of them set the scale of the
+        clip, the others count as zero, and their gradient with them.
+        """
+        made = parameters.initialised(self._model, key)
+        head = made["point_head"]["proj"]
+        head["kernel"] = _FLAT * head["kernel"]
+        return {"pi3": made}
 
     def restore_pretrained(self, target: Params) -> Params:
         """All parameters, where the recipe names a folder."""
