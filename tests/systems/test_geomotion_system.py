@@ -1,6 +1,7 @@
 """GeoMotion as a whole at random weights: groups, windows, flow, SAM 2's part, and what users can get wrong."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,13 @@ from flax import nnx
 from PIL import Image
 
 import rvseg_jax as rv
+from rvseg_jax.cli.dispatch import main
 from rvseg_jax.core.errors import InputError
+from rvseg_jax.evaluation import motion
+from rvseg_jax.formats.mask_png import read_mask
+from rvseg_jax.input_pipeline.datasets.motion_sets import open_motion
+from rvseg_jax.input_pipeline.datasets.moving_shapes.geometric import GeometricShapes, GeometricShapesConfig
+from rvseg_jax.input_pipeline.datasets.moving_shapes.geometric.writers import write_layout
 from rvseg_jax.models.geomotion.config import GeoMotionConfig
 from rvseg_jax.models.geomotion.model import GeoMotion
 from rvseg_jax.models.raft.config import RaftConfig
@@ -174,3 +181,29 @@ def test_a_checkpoint_gives_the_same_masks(networks, clip, tmp_path):
         rv.load("geomotion", tmp_path, refine=True)
     with pytest.raises(InputError, match="no setting 'speed'"):
         rv.load("geomotion", tmp_path, speed=3)
+
+
+def test_the_command_scores_by_both_protocols(networks, tmp_path, capsys):
+    root, weights = tmp_path / "davis", tmp_path / "weights"
+    clips = GeometricShapes(GeometricShapesConfig(size=(64, 80), frames=6, with_flow=False, empty=0.0))
+    write_layout("davis16", root, clips, range(1))
+    loading.save(weights, {"pi3_motion": networks[0], "raft": networks[1]}, config=CONFIG)
+    system = rv.load("geomotion", weights, dtype="float32").system
+    frames = open_motion("davis16", root)[0].sample(range(6)).frames
+    found = np.zeros((6, SIZE, SIZE), np.float32)
+    for first in range(4):
+        found[first::4] = system.of_group(frames[first::4])
+    words = ["eval", "geomotion", "davis-all", str(root), "--checkpoint", str(weights), "--dtype", "float32"]
+    for protocol, threshold in (("upstream", 0.1), ("standard", 0.5)):
+        out = tmp_path / protocol
+        assert main([*words, "--protocol", protocol, "-o", str(out), "--write-masks"]) == 0
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["threshold"] == threshold and summary["stride"] == 4
+        assert protocol == "standard" or summary["overall"]["frames"] == 6
+        expected = motion.masks_of(found, (64, 80), threshold)
+        masks = [read_mask(path) for path in sorted((out / "masks/train_000000").iterdir())]
+        np.testing.assert_array_equal(np.stack(masks), expected)
+    assert main([*words, "--threshold", "0.3", "-o", str(tmp_path / "no")]) == 2
+    assert "means nothing for geomotion" in capsys.readouterr().err
+    assert main(["eval", "geomotion", "mevis", str(root), "-o", str(tmp_path / "no")]) == 2
+    assert "cannot be scored on mevis" in capsys.readouterr().err
