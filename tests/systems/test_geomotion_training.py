@@ -156,6 +156,7 @@ def _trained(task, params, batch, steps, lr, trainable=("",)):
     return losses, params
 
 
+@pytest.mark.slow
 def test_geometry_learns(tmp_path):
     config = GeometryTrainingConfig(PI3, dataclasses.replace(CLIPS, with_flow=False), frames=2, validation_clips=1)
     task = GeometryTask(config, precision=FLOAT32)
@@ -206,7 +207,10 @@ def test_recipes_train_the_published_share(recipe):
 
 @pytest.mark.slow
 def test_flow_learns(tmp_path):
-    config = FlowTrainingConfig(RaftConfig.tiny(FLOAT32), CLIPS, pairs=2, validation_clips=1)
+    with pytest.raises(ValueError, match="multiples of 8"):
+        FlowTrainingConfig(RaftConfig.tiny(FLOAT32), CLIPS)
+    clips = dataclasses.replace(CLIPS, size=(64, 72))
+    config = FlowTrainingConfig(RaftConfig.tiny(FLOAT32), clips, pairs=2, validation_clips=1)
     task = FlowTask(config, precision=FLOAT32)
     params = jax.jit(task.init)(jax.random.key(0))
     losses, params = _trained(task, params, _batch(task, 2), 20, 2e-3, ("^(?!.*/(mean|var)$)",))

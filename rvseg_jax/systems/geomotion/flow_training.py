@@ -16,7 +16,7 @@ from flax import nnx
 
 from rvseg_jax.core.precision import Precision
 from rvseg_jax.input_pipeline.datasets.moving_shapes.geometric import GeometricShapes, GeometricShapesConfig
-from rvseg_jax.models.raft.config import RaftConfig
+from rvseg_jax.models.raft.config import STRIDE, RaftConfig
 from rvseg_jax.models.raft.loss import sequence_loss
 from rvseg_jax.models.raft.model import RAFT, SHARDING
 from rvseg_jax.parallel.rules import Table, prefixed
@@ -41,11 +41,18 @@ class FlowTrainingConfig:
     """
 
     raft: RaftConfig = RaftConfig()
-    clips: GeometricShapesConfig = GeometricShapesConfig()
+    clips: GeometricShapesConfig = GeometricShapesConfig(size=(128, 128))
     pairs: int = 4
     gamma: float = 0.8
     pretrained: str = ""
     validation_clips: int = 16
+
+    def __post_init__(self) -> None:
+        if any(side % STRIDE or side < self.raft.min_size for side in self.clips.size):
+            raise ValueError(
+                f"clips of {self.clips.size} pixels: both sides must be multiples of {STRIDE} and at least "
+                f"{self.raft.min_size}"
+            )
 
 
 class FlowTask:
