@@ -52,6 +52,8 @@ def get_config() -> ConfigDict:
         "^sam_mask_decoder/transformer/.*/kernel$",
     )
     config.optimizer.weight_decay = 0.01
+    # Not the frequencies of the positions, which are constants.
+    config.optimizer.decay = ("kernel$",)
     config.schedule.kind = "cosine"
     config.schedule.warmup_steps = 50
     config.ema.enabled = True

@@ -32,10 +32,10 @@ class ClipsConfig:
     crop: bool = False
 
     def __post_init__(self) -> None:
-        if self.frames < 2 or self.objects < 1 or self.longest_stride < 1:
+        if min(self.frames, self.objects, self.longest_stride) < 1:
             raise ValueError(
                 f"clips of {self.frames} frames with {self.objects} objects at a stride of {self.longest_stride}: "
-                "give at least 2, 1 and 1"
+                "each must be at least 1"
             )
 
 

@@ -88,5 +88,5 @@ def test_a_video_without_objects_is_an_error(root):
 
 
 def test_bad_settings():
-    with pytest.raises(ValueError, match="at least 2, 1 and 1"):
-        ClipsConfig(frames=1)
+    with pytest.raises(ValueError, match="each must be at least 1"):
+        ClipsConfig(frames=0)
