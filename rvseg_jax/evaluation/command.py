@@ -34,6 +34,7 @@ from rvseg_jax.systems import settings as system_settings
 from rvseg_jax.systems.base import SegmentOptions
 from rvseg_jax.trackers import base as trackers
 
+_EVERY = "every_motion"  # all datasets of motion segmentation that lie in ROOT
 _MEVIS_SCORED = ("train", "valid_u")  # splits whose masks are public
 
 
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SYSTEM",
         help=f"one of {', '.join([*base.names(), *trackers.names()])}, or a folder of masks",
     )
-    names = sorted({*datasets.NAMES, *motion_jobs.names()})
+    names = [*sorted({*datasets.NAMES, *motion_jobs.names()}), _EVERY]
     parser.add_argument("dataset", choices=names, metavar="DATASET", type=_dataset, help=", ".join(names))
     parser.add_argument("root", nargs="?", type=Path, metavar="ROOT", help="the dataset's folder (moving_shapes: none)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where results are written")
@@ -94,6 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `rvseg eval` and return its exit code."""
+    if args.dataset == _EVERY:
+        return _run_every(args)
     part, together = processes.share(args.shard)
     options = EvaluationOptions(batch=args.batch, resume=args.resume, limit=args.limit, part=part, together=together)
     jobs = _jobs(args.system)
@@ -111,6 +114,21 @@ def run(args: argparse.Namespace) -> int:
             report.show(evaluation, args.output)
         report.show_errors(evaluation)
     return 0 if evaluation.complete else 1
+
+
+def _run_every(args: argparse.Namespace) -> int:
+    """Scores on one dataset after the other, into a folder each; the worst exit code."""
+    if args.json:
+        raise InputError(f"{_EVERY} prints no single JSON: read DIR/<dataset>/{SUMMARY_FILE}")
+    found, codes = motion_jobs.places(_root(args)), []
+    for name, folder in found.items():
+        print(f"== {name}")
+        changed = {"dataset": name, "root": folder, "output": args.output / name}
+        codes.append(run(argparse.Namespace(**vars(args) | changed)))
+    absent = [f"{name} ({place})" for name, place in motion_jobs.PLACES.items() if name not in found]
+    if absent:
+        print(f"not in {args.root}: {', '.join(absent)}", file=sys.stderr)
+    return max(codes)
 
 
 def _report_part(evaluation: Evaluation, part: Part, *, as_json: bool) -> int:

@@ -59,6 +59,32 @@ class MotionJob:
         return found[0]
 
 
+# Where upstream's `eval.sh` expects the datasets, in one folder.
+PLACES = {
+    "davis16": "DAVIS",
+    "davis17": "DAVIS",
+    "davis_all": "DAVIS",
+    "davis16_m": "DAVIS2017-M/DAVIS",
+    "davis17_m": "DAVIS2017-M/DAVIS",
+    "segtrack": "SegTrackv2",
+    "fbms": "FBMS59_clean",
+}
+
+
+def places(root: Path) -> dict[str, Path]:
+    """Folders of the datasets that lie in `root`, by name.
+
+    Raises:
+      InputError: where there is none.
+    """
+    found = {name: root / place for name, place in PLACES.items() if (root / place).is_dir()}
+    if not found:
+        raise InputError(
+            f"{root} holds none of {', '.join(dict.fromkeys(PLACES.values()))}: name a dataset and its folder"
+        )
+    return found
+
+
 def names() -> tuple[str, ...]:
     """Datasets that `motion_jobs` has."""
     return (*BENCHMARKS, MOVING_SHAPES)

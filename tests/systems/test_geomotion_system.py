@@ -203,6 +203,14 @@ def test_the_command_scores_by_both_protocols(networks, tmp_path, capsys):
         expected = motion.masks_of(found, (64, 80), threshold)
         masks = [read_mask(path) for path in sorted((out / "masks/train_000000").iterdir())]
         np.testing.assert_array_equal(np.stack(masks), expected)
+    for layout, place in (("segtrack", "SegTrackv2"), ("fbms", "FBMS59_clean")):
+        write_layout(layout, tmp_path / "all" / place, clips, range(1))
+    every = ["eval", "geomotion", "every-motion", str(tmp_path / "all"), "--checkpoint", str(weights), "--limit", "1"]
+    assert main([*every, "--dtype", "float32", "-o", str(tmp_path / "every")]) == 0
+    assert sorted(path.name for path in (tmp_path / "every").iterdir()) == ["fbms", "segtrack"]
+    assert "davis16_m (DAVIS2017-M/DAVIS)" in capsys.readouterr().err
+    assert main([*every[:3], str(weights), "-o", str(tmp_path / "none")]) == 2
+    assert "holds none of DAVIS" in capsys.readouterr().err
     assert main([*words, "--threshold", "0.3", "-o", str(tmp_path / "no")]) == 2
     assert "means nothing for geomotion" in capsys.readouterr().err
     assert main(["eval", "geomotion", "mevis", str(root), "-o", str(tmp_path / "no")]) == 2
