@@ -18,13 +18,11 @@ from rvseg_jax.models.sam2.tracking_state import (
     FrameMemory,
     TrackState,
     empty_state,
-    forget_prompt,
     forget_tracked,
     frame_memory,
     grown,
     remember,
     without_rows,
-    would_displace,
 )
 
 CFG = Sam2Config.tiny()
@@ -132,18 +130,11 @@ def test_prompted_frames_take_and_leave_their_slots():
     assert np.asarray(state.prompted.frame).tolist() == [[5, 20, 9]], "in the order of prompting"
     state = prompted(state, 20)
     assert np.asarray(state.prompted.frame).tolist() == [[5, 20, 9]], "a second prompt changes no order"
-    assert int(would_displace(state, jnp.array([9]))[0]) == -1
-    assert int(would_displace(state, jnp.array([7]))[0]) == 20
     assert held(prompted(state, 7).prompted.frame) == {5, 7, 9}
     # A tracked frame that is prompted is tracked no more, and the other way round.
     state = prompted(tracked(grown(state, prompted_slots=5), 11), 11)
     assert held(state.memory_frame) == set() and held(state.prompted.frame) == {5, 9, 11, 20}
-    state = forget_prompt(state, everything(1), jnp.array([20]))
-    assert np.asarray(state.prompted.frame).tolist() == [[5, 9, 11, -1, -1]]
-    assert held(state.memory_frame) == {20} and held(state.pointer_frame) == {20}
     assert float(frame_memory(state, jnp.array([11])).iou[0]) == 11.0
-    unchanged = forget_prompt(state, everything(1, False), jnp.array([9]))
-    assert held(unchanged.prompted.frame) == {5, 9, 11}
 
 
 def test_rows_come_and_go():

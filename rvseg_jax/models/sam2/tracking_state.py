@@ -183,7 +183,7 @@ def remember(
     """The state after a frame; rows that are neither keep what they had.
 
     A prompted frame takes the slot that it had, else the first empty one, else that of the prompted frame which is
-    farthest away in time (`would_displace` says which), and is no tracked frame any more.
+    farthest away in time, and is no tracked frame any more.
 
     Shapes: frame int [B], as_prompted and as_tracked bool [B].
     """
@@ -213,18 +213,6 @@ def remember(
     )
 
 
-def would_displace(state: TrackState, frame: jax.Array) -> jax.Array:
-    """The prompted frame that `remember` would forget to make room for a newly prompted `frame`; -1 for none.
-
-    Shapes: frame int [B] -> int [B].
-    """
-    frames = state.prompted.frame
-    room = jnp.any((frames == NO_FRAME) | (frames == frame[:, None]), axis=1)
-    farthest = jnp.argmax(jnp.abs(frames - frame[:, None]), axis=1)
-    displaced = jnp.take_along_axis(frames, farthest[:, None], axis=1)[:, 0]
-    return jnp.where(room, NO_FRAME, displaced)
-
-
 def forget_tracked(state: TrackState, rows: jax.Array, frame: jax.Array, *, reach: int) -> TrackState:
     """The state of `rows` without the tracked frames that are at most `reach` frames away from `frame`.
 
@@ -239,27 +227,6 @@ def forget_tracked(state: TrackState, rows: jax.Array, frame: jax.Array, *, reac
         return jnp.where(near & rows[:, None], NO_FRAME, frames)
 
     return replace(state, memory_frame=cleared(state.memory_frame), pointer_frame=cleared(state.pointer_frame))
-
-
-def forget_prompt(state: TrackState, rows: jax.Array, frame: jax.Array) -> TrackState:
-    """The state after the prompts of `frame` are taken back: the frame counts as tracked from then on.
-
-    A row without any prompted frame left is no object any more.
-
-    Shapes: rows bool [B], frame int [B].
-
-    Source: `SAM2VideoPredictor.clear_all_prompts_in_frame`.
-    """
-    slots = state.prompted
-    gone = (slots.frame == frame[:, None]) & rows[:, None]
-    found = jnp.any(gone, axis=1)
-    seen = frame_memory(state, frame)
-    # Stable, so that the others stay in the order in which they came.
-    order = jnp.argsort(gone | (slots.frame == NO_FRAME), axis=1, stable=True)
-    slots = replace(slots, frame=jnp.where(gone, NO_FRAME, slots.frame))
-    slots = jax.tree.map(lambda leaf: jax.vmap(lambda rows, index: rows[index])(leaf, order), slots)
-    nowhere = jnp.zeros_like(found)
-    return remember(replace(state, prompted=slots), seen, frame, as_prompted=nowhere, as_tracked=found)
 
 
 def frame_memory(state: TrackState, frame: jax.Array) -> FrameMemory:
