@@ -1,5 +1,6 @@
 """Prompts and corrections of a simulated user in SAM 2's training, and what they teach, against upstream's."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -9,13 +10,18 @@ import pytest
 from flax import nnx
 
 from rvseg_jax.convert import from_torch, to_torch
+from rvseg_jax.core import config as configs
+from rvseg_jax.core.precision import FLOAT32
+from rvseg_jax.models.sam2.config import Sam2Config
 from rvseg_jax.models.sam2.memory_attention import _dropped
 from rvseg_jax.models.sam2.tracking_prompts import RowPrompt, batched_prompts
 from rvseg_jax.parity import golden
 from rvseg_jax.parity.sam2_config import model_config
+from rvseg_jax.trackers.data import ClipsConfig
 from rvseg_jax.trackers.sam2.clips import clip_losses, error_clicks, simulated_prompts
 from rvseg_jax.trackers.sam2.interaction import ClipPlan, InteractionConfig, draw_plan, track_interactively
 from rvseg_jax.trackers.sam2.losses import TrackerLossConfig
+from rvseg_jax.trackers.sam2.training import Sam2Task, Sam2TrainingConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sam2" / "video_fp32_memory.json"
 
@@ -162,3 +168,27 @@ def test_losses_and_gradients_are_upstreams(kind):
     found = to_torch("sam2", nnx.merge(graph, gradients), cfg)
     for name, norm in norms.items():
         np.testing.assert_allclose(np.linalg.norm(found[name]), norm, rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.slow), "full"])
+def test_the_published_recipe_can_be_differentiated(remat):
+    """Shapes alone: nothing is compiled."""
+    published = configs.load("sam2_finetune")
+    assert published.interaction.num_correction_pt_per_frame == 7 and published.model.memory_attention.dropout == 0.1
+    tiny = Sam2Config.tiny()
+    model = dataclasses.replace(tiny, memory_attention=dataclasses.replace(tiny.memory_attention, dropout=0.1))
+    config = Sam2TrainingConfig(
+        model=model, clips=ClipsConfig(frames=3), interaction=InteractionConfig.published(), remat=remat
+    )
+    task = Sam2Task(config, precision=FLOAT32)
+    size = task.size
+    batch = {
+        "frames": jax.ShapeDtypeStruct((2, 3, size, size, 3), jnp.uint8),
+        "masks": jax.ShapeDtypeStruct((2, 2, 3, size, size), jnp.bool_),
+        "valid": jax.ShapeDtypeStruct((2, 2), jnp.bool_),
+    }
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    step = jax.value_and_grad(task.loss, has_aux=True)
+    (total, losses), gradients = jax.eval_shape(step, params, batch, jax.random.key(0))
+    assert total.shape == () and set(losses) == {"focal", "dice", "iou", "object_score"}
+    assert jax.tree.map(lambda leaf: leaf.shape, gradients) == jax.tree.map(lambda leaf: leaf.shape, params)

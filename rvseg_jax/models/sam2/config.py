@@ -123,6 +123,8 @@ class MemoryAttentionConfig:
       rope_theta: base of the rotary angles; keys of several memories repeat the angles if `rope_k_repeat`.
       pos_enc_at_input: a tenth of the position encoding is added to the features of the current frame.
       pos_enc_at_attn, pos_enc_at_cross_attn_queries, pos_enc_at_cross_attn_keys: where positions are added besides.
+      dropout: share of the activations that is left out in training, in the feed-forward and of what each sublayer
+        adds. (Upstream also leaves out attention weights.)
     """
 
     num_layers: int = 4
@@ -135,6 +137,7 @@ class MemoryAttentionConfig:
     pos_enc_at_attn: bool = False
     pos_enc_at_cross_attn_keys: bool = True
     pos_enc_at_cross_attn_queries: bool = False
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)

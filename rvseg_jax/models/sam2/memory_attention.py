@@ -1,6 +1,7 @@
 """Attention of the current frame to what is remembered of others, `sam2/modeling/memory_attention.py`."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -103,17 +104,19 @@ class MemoryAttentionLayer(nnx.Module):
         memory: tuple[jax.Array, jax.Array, jax.Array],
         angles: tuple[jax.Array, jax.Array],
         segments: Segments,
+        dropout: jax.Array | None = None,
     ) -> jax.Array:
-        """Shapes: x [B, T, D], position [T, D], memory (keys, pointer keys, values) -> [B, T, D]."""
+        """Shapes: x [B, T, D], position [T, D], memory (keys, pointer keys, values), dropout a key -> [B, T, D]."""
         keys, pointers, values = memory
+        drop = [partial(_dropped, share=self.settings.dropout, key=dropout, place=place) for place in range(4)]
         normed = self.norm1(x)
         placed = normed + position if self.settings.pos_enc_at_attn else normed
-        x = x + self.self_attn(placed, placed, normed, angles)
+        x = x + drop[0](self.self_attn(placed, placed, normed, angles))
         normed = self.norm2(x)
         placed = normed + position if self.settings.pos_enc_at_cross_attn_queries else normed
-        x = x + self.cross_attn_image(placed, keys, values, angles, pointers, segments)
-        hidden = ACTIVATIONS[self.settings.activation](self.linear1(self.norm3(x)))
-        return constrain(x + self.linear2(hidden), "batch", None, None)
+        x = x + drop[1](self.cross_attn_image(placed, keys, values, angles, pointers, segments))
+        hidden = drop[2](ACTIVATIONS[self.settings.activation](self.linear1(self.norm3(x))))
+        return constrain(x + drop[3](self.linear2(hidden)), "batch", None, None)
 
 
 class MemoryAttention(nnx.Module):
@@ -128,11 +131,21 @@ class MemoryAttention(nnx.Module):
         self.cfg = cfg
 
     def __call__(
-        self, current: jax.Array, position: jax.Array, memory: MemoryTokens, *, remat: stack.Remat = "none"
+        self,
+        current: jax.Array,
+        position: jax.Array,
+        memory: MemoryTokens,
+        *,
+        remat: stack.Remat = "none",
+        dropout: jax.Array | None = None,
     ) -> jax.Array:
         """Conditions features on memories; a row without any valid memory attends to nothing.
 
         Shapes: current [B, h, w, D], position [h, w, D] -> [B, h, w, D].
+
+        Args:
+          remat: what the backward pass recomputes.
+          dropout: key that says which activations are left out; None keeps all.
         """
         batch, height, width, features = current.shape
         settings, compute = self.cfg.memory_attention, self.cfg.precision.compute
@@ -151,7 +164,9 @@ class MemoryAttention(nnx.Module):
         segments = Segments(jnp.zeros((batch, height * width), jnp.int32), jnp.where(valid, 0, -1))
         angles = _angles(height, width, features // settings.num_heads, settings.rope_theta)
         shared = (position, (keys, pointers, values), angles, segments)
-        x, _ = stack.run(self.layers, x, _apply_layer, *shared, remat=remat)
+        keys_of_layers = None if dropout is None else jax.random.split(dropout, settings.num_layers)
+        apply = _apply_layer if dropout is None else _apply_layer_with_dropout
+        x, _ = stack.run(self.layers, x, apply, *shared, per_layer=keys_of_layers, remat=remat)
         return self.norm(x).reshape(current.shape)
 
 
@@ -164,6 +179,26 @@ def _angles(height: int, width: int, features: int, theta: float) -> tuple[np.nd
 
 def _apply_layer(layer: MemoryAttentionLayer, x: jax.Array, *shared: Any) -> jax.Array:
     return layer(x, *shared)
+
+
+def _apply_layer_with_dropout(
+    layer: MemoryAttentionLayer,
+    x: jax.Array,
+    key: jax.Array,
+    position: jax.Array,
+    memory: tuple[jax.Array, jax.Array, jax.Array],
+    angles: tuple[jax.Array, jax.Array],
+    segments: Segments,
+) -> jax.Array:
+    return layer(x, position, memory, angles, segments, key)
+
+
+def _dropped(x: jax.Array, *, share: float, key: jax.Array | None, place: int) -> jax.Array:
+    """`x` with a share of its entries set to 0 and the others scaled up; each `place` has entries of its own."""
+    if key is None or share == 0:
+        return x
+    kept = jax.random.bernoulli(jax.random.fold_in(key, place), 1 - share, x.shape)
+    return jnp.where(kept, x / (1 - share), 0)
 
 
 # Logical axes of the parameters of `MemoryAttention`, see `parallel.rules`.

@@ -21,8 +21,10 @@ Two things that upstream does need more than what is kept here:
 Source: sam2/modeling/sam2_base.py and sam2/sam2_video_predictor.py.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -98,9 +100,28 @@ class Alternatives:
     valid: jax.Array
 
 
+Ask = Callable[[TrackPrompts], tuple["Answer", Alternatives]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a frame is observed in training.
+
+    Attributes:
+      remat: what the backward pass recomputes of the memory attention.
+      dropout: key of the memory attention's dropout; None for none.
+      refine: `refine(ask, answer) -> (answer, anything)`, called before the frame is remembered, to correct its masks
+        by asking for them with other prompts; None leaves them as they are.
+    """
+
+    remat: stack.Remat = "none"
+    dropout: jax.Array | None = None
+    refine: Callable[[Ask, "Answer"], tuple["Answer", Any]] | None = None
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class _Answer:
+class Answer:
     """What is predicted of a frame, before its memory. Fields as in `FrameMemory`."""
 
     pointer: jax.Array
@@ -125,7 +146,7 @@ def observe(
         attended to.
       prompts: or None for none.
     """
-    seen, _ = _observe(model, features, state, prompts, place, train=False, remat="none")
+    seen, _, _ = _observe(model, features, state, prompts, place)
     return seen
 
 
@@ -135,18 +156,14 @@ def observe_training(
     state: TrackState | None,
     prompts: TrackPrompts | None,
     place: Place,
-    *,
-    remat: stack.Remat = "none",
-) -> tuple[FrameMemory, Alternatives]:
-    """As `observe`, by the rules of training, and with all masks that were predicted.
+    training: Training,
+) -> tuple[FrameMemory, Alternatives, Any]:
+    """As `observe`, by the rules of training, with all masks that were predicted, and what `training.refine` tells.
 
     In training no mask is made binary before it is remembered, no hole is filled, no unstable mask replaced, and
     pointers of later frames count.
-
-    Args:
-      remat: what the backward pass recomputes of the memory attention.
     """
-    return _observe(model, features, state, prompts, place, train=True, remat=remat)
+    return _observe(model, features, state, prompts, place, training)
 
 
 def settle(cfg: Sam2Config, state: TrackState, seen: FrameMemory, place: Place, rows: jax.Array) -> TrackState:
@@ -234,19 +251,44 @@ def _observe(
     state: TrackState | None,
     prompts: TrackPrompts | None,
     place: Place,
-    *,
-    train: bool,
-    remat: stack.Remat,
-) -> tuple[FrameMemory, Alternatives]:
+    training: Training | None = None,
+) -> tuple[FrameMemory, Alternatives, Any]:
     cfg, rows = model.cfg, place.frame.shape[0]
     videos = features.embedding.shape[0]
     features = jax.tree.map(lambda leaf: _for_rows(leaf, rows), features)
     raw = features.embedding
-    embedding = _conditioned(model, raw, state, prompts, place, train, remat)
+    embedding = _conditioned(model, raw, state, prompts, place, training)
     if prompts is not None:
         # A mask says what the object is: its pointer is read from the frame as it is.
         embedding = _where(prompts.has_mask, raw, embedding)
-    masks, iou, tokens, score = _decode(model, replace(features, embedding=embedding), prompts)
+    ask = partial(_ask, model, replace(features, embedding=embedding), place, training is not None)
+    answer, alternatives = ask(prompts)
+    told = None
+    if training is not None and training.refine is not None:
+        answer, told = training.refine(partial(ask, with_masks=False), answer)
+    if prompts is not None:
+        answer = _masks_as_output(model, answer, prompts)
+    filled = answer.logits
+    if cfg.tracking.fill_hole_area > 0 and training is None:
+        filled = fill_holes(answer.logits, cfg.tracking.fill_hole_area)
+    to_encode = _masks_for_memory(cfg, answer.logits, filled, prompts, videos, training is not None)
+    memory = _encode(model, raw, to_encode, answer.object_score)
+    seen = FrameMemory(memory, answer.pointer, filled, answer.iou, answer.object_score)
+    return seen, alternatives, told
+
+
+def _ask(
+    model: "Sam2",
+    features: "ImageFeatures",
+    place: Place,
+    train: bool,
+    prompts: TrackPrompts | None,
+    *,
+    with_masks: bool = True,
+) -> tuple[Answer, Alternatives]:
+    """What the mask decoder says to prompts; `SAM2Base._forward_sam_heads`."""
+    cfg = model.cfg
+    masks, iou, tokens, score = _decode(model, features, prompts, with_masks)
     score = score[:, 0]
     if cfg.mask_decoder.pred_obj_scores:
         masks = _where(score > 0, masks, jnp.full_like(masks, NO_OBJ_SCORE))
@@ -255,16 +297,7 @@ def _observe(
     pointers = make_pointers(model, token, score) if cfg.tracking.use_obj_ptrs_in_encoder else jnp.zeros_like(token)
     candidate = jnp.arange(masks.shape[1])[None]
     valid = jnp.where(several[:, None], candidate > 0, candidate == 0)
-    answer = _Answer(pointers, logits, best_iou, score)
-    if prompts is not None:
-        answer = _masks_as_output(model, answer, prompts)
-    filled = answer.logits
-    if cfg.tracking.fill_hole_area > 0 and not train:
-        filled = fill_holes(answer.logits, cfg.tracking.fill_hole_area)
-    to_encode = _masks_for_memory(cfg, answer.logits, filled, prompts, videos, train)
-    memory = _encode(model, raw, to_encode, answer.object_score)
-    seen = FrameMemory(memory, answer.pointer, filled, answer.iou, answer.object_score)
-    return seen, Alternatives(masks, iou, valid)
+    return Answer(pointers, logits, best_iou, score), Alternatives(masks, iou, valid)
 
 
 def _conditioned(
@@ -273,25 +306,29 @@ def _conditioned(
     state: TrackState | None,
     prompts: TrackPrompts | None,
     place: Place,
-    train: bool,
-    remat: stack.Remat,
+    training: Training | None,
 ) -> jax.Array:
     """Features that know what is remembered; those of a row's first frame know that nothing is."""
     cfg = model.cfg
     first = raw + cfg.precision.compute(model.no_mem_embed[...])
     if state is None or cfg.num_maskmem == 0:
         return first if cfg.num_maskmem else raw
-    tokens = memory_tokens(model, state, place.frame, place.num_frames, place.reverse, train=train)
+    tokens = memory_tokens(model, state, place.frame, place.num_frames, place.reverse, train=training is not None)
     size, width = raw.shape[1], raw.shape[-1]
     position = sine_encoding(size, size, width, temperature=cfg.position_encoding_temperature)
-    fused = model.memory_attention(raw, position, tokens, remat=remat)
+    remat, dropout = (training.remat, training.dropout) if training is not None else ("none", None)
+    fused = model.memory_attention(raw, position, tokens, remat=remat, dropout=dropout)
     return fused if prompts is None else _where(place.initial & prompts.given, first, fused)
 
 
 def _decode(
-    model: "Sam2", features: "ImageFeatures", prompts: TrackPrompts | None
+    model: "Sam2", features: "ImageFeatures", prompts: TrackPrompts | None, with_masks: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """All masks, their IoU and tokens, and the object score, for rows with any sort of prompt."""
+    """All masks, their IoU and tokens, and the object score, for rows with any sort of prompt.
+
+    Args:
+      with_masks: false says that no row has a mask, which saves the work of looking at them.
+    """
     encoder, decoder = model.sam_prompt_encoder, model.sam_mask_decoder
     rows = features.embedding.shape[0]
     if prompts is None:
@@ -302,7 +339,7 @@ def _decode(
     bare = jnp.all(prompts.labels == EMPTY, axis=1)
     labels = prompts.labels.at[:, 0].set(jnp.where(bare, PADDING, prompts.labels[:, 0]))
     given = prompts.logits
-    if model.mask_downsample is not None:
+    if model.mask_downsample is not None and with_masks:
         lowered = model.mask_downsample(prompts.mask[..., None].astype(jnp.float32))[..., 0]
         given = _where(prompts.has_mask, lowered.astype(jnp.float32), given)
     asked = Prompts(prompts.points, labels, given)
@@ -339,7 +376,7 @@ def _best(
     return _where(several, mask, single)[:, 0], _where(several, quality, single_quality)[:, 0], token
 
 
-def _masks_as_output(model: "Sam2", answer: _Answer, prompts: TrackPrompts) -> _Answer:
+def _masks_as_output(model: "Sam2", answer: Answer, prompts: TrackPrompts) -> Answer:
     """The answer, with the given mask itself in rows that have one; `SAM2Base._use_mask_as_output`."""
     low = model.cfg.low_res_size
     logits = resize(_sharp(prompts)[..., None], (low, low), mode="bilinear", antialias=True)[..., 0]
@@ -348,7 +385,7 @@ def _masks_as_output(model: "Sam2", answer: _Answer, prompts: TrackPrompts) -> _
     if model.cfg.mask_decoder.pred_obj_scores:
         pointer = mix_absent(model, pointer, present)
     score = _MASK_SCALE * present + _MASK_BIAS
-    given = _Answer(pointer, logits, jnp.ones_like(answer.iou), score)
+    given = Answer(pointer, logits, jnp.ones_like(answer.iou), score)
     return jax.tree.map(lambda a, b: _where(prompts.has_mask, a, b), given, answer)
 
 

@@ -212,12 +212,14 @@ def _step(
         refine = partial(_refined, cfg, prompts, truth, corrected, clicks, clicking)
     dropping = dropout if model.cfg.memory_attention.dropout else None
     training = Training(dropout=dropping, refine=refine)
-    seen, alternatives, corrections = observe_training(
-        model, features, None if first else state, prompts, place, training
-    )
+    seen, alternatives, told = observe_training(model, features, None if first else state, prompts, place, training)
+    found = outputs(seen, alternatives)
+    if told is not None:
+        score, corrections = told
+        found = replace(found, object_score=score, corrections=corrections)
     as_prompted = initial | (corrected if cfg.add_all_frames_to_correct_as_cond else False)
     state = remember(state, seen, frame, as_prompted=as_prompted, as_tracked=~as_prompted)
-    return state, replace(outputs(seen, alternatives), corrections=corrections)
+    return state, found
 
 
 def _refined(
@@ -229,8 +231,12 @@ def _refined(
     key: jax.Array,
     ask: Ask,
     answer: Answer,
-) -> tuple[Answer, Corrections]:
-    """The answer after clicks in `rows`, each with the mask before it as a prompt; and the answers on the way."""
+) -> tuple[Answer, tuple[jax.Array, Corrections]]:
+    """The answer after clicks in `rows`, each with the mask before it as a prompt; and what was said on the way.
+
+    Returns:
+      The last answer, the object score of the first, and the corrections.
+    """
     batch, count, size = truth.shape[0], cfg.num_correction_pt_per_frame, truth.shape[-1]
     given = jnp.zeros((batch, 2, 2)) if prompts is None else prompts.points
     kinds = jnp.full((batch, 2), EMPTY, jnp.int32) if prompts is None else prompts.labels
@@ -258,8 +264,8 @@ def _refined(
     def untouched() -> tuple[Answer, Any]:
         return answer, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-    answer, (alternatives, scores) = jax.lax.cond(jnp.any(rows), corrected, untouched)
-    return answer, Corrections(alternatives, scores, rows)
+    last, (alternatives, scores) = jax.lax.cond(jnp.any(rows), corrected, untouched)
+    return last, (answer.object_score, Corrections(alternatives, scores, rows))
 
 
 def _drawn(

@@ -22,6 +22,7 @@ from rvseg_jax.trackers import data
 from rvseg_jax.trackers.base import Tracker
 from rvseg_jax.trackers.sam2 import Sam2Tracker
 from rvseg_jax.trackers.sam2.clips import clip_losses, simulated_prompts, taught, track_clip
+from rvseg_jax.trackers.sam2.interaction import InteractionConfig, draw_plan, track_interactively
 from rvseg_jax.trackers.sam2.losses import TrackerLossConfig
 from rvseg_jax.trackers.task import TrackerTask
 
@@ -36,6 +37,7 @@ class Sam2TrainingConfig:
       model: sizes and options.
       clips: training clips.
       prompts: how often an object is given by its mask, by a click, and by a box.
+      interaction: prompts besides one on the first frame, and corrections.
       losses: weights of the losses.
       pretrained: folder of an earlier export or of a converted checkpoint; "" starts from nothing.
       remat: what the backward pass computes again, see `track_clip`.
@@ -45,6 +47,7 @@ class Sam2TrainingConfig:
     model: Sam2Config = Sam2Config()
     clips: data.ClipsConfig = data.ClipsConfig()
     prompts: tuple[float, float, float] = (0.5, 0.25, 0.25)
+    interaction: InteractionConfig = InteractionConfig()
     losses: TrackerLossConfig = field(default_factory=TrackerLossConfig)
     pretrained: str = ""
     remat: stack.Remat = "full"
@@ -81,21 +84,48 @@ class Sam2Task(TrackerTask):
         images = jnp.moveaxis((pixels - MEAN) / DEVIATION, 1, 0)
         videos, objects, frames = batch["masks"].shape[:3]
         masks = jnp.moveaxis(batch["masks"].reshape(videos * objects, frames, *batch["masks"].shape[3:]), 1, 0)
-        prompts = self._prompts(key, masks[0])
-        output = track_clip(model, images, prompts, remat=self.config.remat)
         counted = jnp.broadcast_to(batch["valid"].reshape(-1), (frames, videos * objects))
-        losses = clip_losses(self.config.losses, output, masks, taught(prompts, counted))
+        config = self.config
+        if config.interaction == InteractionConfig() and not config.model.memory_attention.dropout:
+            prompts = self._prompts(key, masks[0])
+            output = track_clip(model, images, prompts, remat=config.remat)
+            counted = taught(prompts, counted)
+        else:
+            own, *keys = jax.random.split(key, 1 + config.interaction.num_init_cond_frames)
+            kinds = self._kinds(keys[0], videos * objects)
+
+            def prompts_of(step: int, shown: jax.Array) -> TrackPrompts:
+                return self._prompts(keys[step], shown, masked=kinds == 0)
+
+            plan = draw_plan(own, config.interaction, masks, videos, prompts_of)
+            output = track_interactively(model, images, masks, plan, config.interaction, remat=config.remat)
+            masks, counted = plan.in_order(masks), counted & ~(plan.initial & plan.prompts.has_mask[0])
+        losses = clip_losses(config.losses, output, masks, counted)
         return losses.pop("total"), losses
 
-    def _prompts(self, key: jax.Array, masks: jax.Array) -> TrackPrompts:
-        """A mask, a click or a box for each row, by chance. Shapes: masks bool [B, S, S]."""
-        own, *keys = jax.random.split(key, 4)
+    def _kinds(self, key: jax.Array, rows: int) -> jax.Array:
+        """0 for a mask, 1 for a click, 2 for a box, by chance. Shapes: -> int [B]."""
+        return jax.random.choice(jax.random.split(key, 4)[0], 3, (rows,), p=jnp.asarray(self.config.prompts))
+
+    def _prompts(self, key: jax.Array, masks: jax.Array, *, masked: jax.Array | None = None) -> TrackPrompts:
+        """A mask, a click or a box for each row, by chance.
+
+        Shapes: masks bool [B, S, S], masked bool [B].
+
+        Args:
+          masked: rows that get a mask, if that is decided; the others get a click or a box.
+        """
+        _, *keys = jax.random.split(key, 4)
         low = self._sizes.low_res_size
         kinds = [
             simulated_prompts(one, masks, kind, low_res_size=low)  # type: ignore[arg-type]
             for one, kind in zip(keys, ("mask", "click", "box"), strict=True)
         ]
-        drawn = jax.random.choice(own, 3, (masks.shape[0],), p=jnp.asarray(self.config.prompts))
+        drawn = self._kinds(key, masks.shape[0])
+        if masked is not None:
+            _, click, box = self.config.prompts
+            boxed = jax.random.bernoulli(jax.random.fold_in(key, 0), box / max(click + box, 1e-9), masked.shape)
+            drawn = jnp.where(masked, 0, 1 + boxed)
 
         def chosen(*leaves: jax.Array) -> jax.Array:
             index = drawn.reshape(1, -1, *(1,) * (leaves[0].ndim - 1))
