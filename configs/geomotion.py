@@ -11,8 +11,8 @@ Where the code and the paper differ, this is the code; `geomotion_paper` is the 
 itself, this is what its released weights most likely saw:
 
 * Each of upstream's four processes trains a copy of its own, as gradients are never averaged, and the first copy is
-  kept: a batch of 1. On several devices this recipe averages gradients over `batch_size` clips, which is another recipe;
-  raise the learning rate with care.
+  kept: a batch of 1. On several devices this recipe averages gradients over `batch_size` clips, which is another
+  recipe; raise the learning rate with care.
 * The learning rate falls along a cosine at every step, not at every epoch.
 * Decay holds for norms and biases too.
 """
