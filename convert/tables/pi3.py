@@ -2,7 +2,8 @@
 
 from rvseg_jax.convert.rules import Drop, Entry, Rule, Table, linear, reshape, stack
 from rvseg_jax.convert.tables import dinov2
-from rvseg_jax.convert.tables.vit_block import block_rules, weight_rules
+from rvseg_jax.convert.tables.layer_rules import weights
+from rvseg_jax.convert.tables.vit_block import block_rules
 from rvseg_jax.models.pi3.config import Pi3Config
 
 _STATISTICS = "ImageNet's mean and deviation, which the model holds as constants"
@@ -40,9 +41,9 @@ def _branches(cfg: Pi3Config) -> list[Rule]:
     for name in ("point_decoder", "conf_decoder", "camera_decoder"):
         made += block_rules(f"{name}.blocks.{{layer}}", f"{name}/blocks", width=cfg.head_width, **options)
         for layer in ("projects", "linear_out"):
-            made += weight_rules(f"{name}.{layer}", f"{name}/{layer}", linear())
+            made += weights(f"{name}.{layer}", f"{name}/{layer}", linear())
     for name in ("point_head", "conf_head"):
-        made += weight_rules(f"{name}.proj", f"{name}/proj", linear())
+        made += weights(f"{name}.proj", f"{name}/proj", linear())
     return made
 
 
@@ -50,7 +51,5 @@ def _camera_head() -> list[Rule]:
     names = {name: name.replace(".", "/") for name in _CAMERA}
     names |= {f"more_mlps.{2 * layer}": f"more_mlps/{layer}" for layer in range(2)}  # between them lie activations
     return [
-        rule
-        for name, path in names.items()
-        for rule in weight_rules(f"camera_head.{name}", f"camera_head/{path}", linear())
+        rule for name, path in names.items() for rule in weights(f"camera_head.{name}", f"camera_head/{path}", linear())
     ]

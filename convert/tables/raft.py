@@ -1,7 +1,7 @@
 """RAFT, keys as in torchvision's `raft_large`."""
 
 from rvseg_jax.convert.rules import Entry, Table, conv
-from rvseg_jax.convert.tables.conv_layers import batch_norm, path_of, weights
+from rvseg_jax.convert.tables.layer_rules import batch_norm, path_of, weights
 from rvseg_jax.models.raft.config import RaftConfig
 
 

@@ -1,6 +1,7 @@
 """Rules of the blocks of vision transformers, keys as in DINOv2 and in what is built of its blocks."""
 
-from rvseg_jax.convert.rules import Operation, Rule, linear, reshape
+from rvseg_jax.convert.rules import Rule, linear, reshape
+from rvseg_jax.convert.tables.layer_rules import norm, weights
 
 
 def block_rules(
@@ -8,8 +9,8 @@ def block_rules(
 ) -> list[Rule]:
     """Rules of one `layers.vit_block.ViTBlock`, or of a stack where `source` has a placeholder."""
     rules = [
-        *norm_rules(f"{source}.norm1", f"{target}/norm1"),
-        *norm_rules(f"{source}.norm2", f"{target}/norm2"),
+        *norm(f"{source}.norm1", f"{target}/norm1"),
+        *norm(f"{source}.norm2", f"{target}/norm2"),
         Rule(
             f"{source}.attn.qkv.weight",
             f"{target}/attn/qkv/kernel",
@@ -17,22 +18,12 @@ def block_rules(
             reshape((width, 3 * width), (width, 3, width)),
         ),
         Rule(f"{source}.attn.qkv.bias", f"{target}/attn/qkv/bias", reshape((3 * width,), (3, width))),
-        *weight_rules(f"{source}.attn.proj", f"{target}/attn/proj", linear()),
-        *weight_rules(f"{source}.mlp.fc1", f"{target}/mlp/up", linear()),
-        *weight_rules(f"{source}.mlp.fc2", f"{target}/mlp/down", linear()),
+        *weights(f"{source}.attn.proj", f"{target}/attn/proj", linear()),
+        *weights(f"{source}.mlp.fc1", f"{target}/mlp/up", linear()),
+        *weights(f"{source}.mlp.fc2", f"{target}/mlp/down", linear()),
     ]
     for name in ("q_norm", "k_norm") if qk_norm else ():
-        rules += norm_rules(f"{source}.attn.{name}", f"{target}/attn/{name}")
+        rules += norm(f"{source}.attn.{name}", f"{target}/attn/{name}")
     for name in ("ls1", "ls2") if layer_scale else ():
         rules.append(Rule(f"{source}.{name}.gamma", f"{target}/{name}"))
     return rules
-
-
-def norm_rules(source: str, target: str) -> list[Rule]:
-    """Rules of a layer normalisation."""
-    return [Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/bias")]
-
-
-def weight_rules(source: str, target: str, *operations: Operation) -> list[Rule]:
-    """Rules of a layer with a kernel and a bias."""
-    return [Rule(f"{source}.weight", f"{target}/kernel", *operations), Rule(f"{source}.bias", f"{target}/bias")]

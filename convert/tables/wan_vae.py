@@ -2,7 +2,8 @@
 
 from itertools import pairwise
 
-from rvseg_jax.convert.rules import Operation, Rule, Table, conv, linear, reshape
+from rvseg_jax.convert.rules import Rule, Table, conv, linear, reshape
+from rvseg_jax.convert.tables.layer_rules import weights
 from rvseg_jax.models.wan.vae_config import WanVAEConfig
 
 
@@ -73,17 +74,10 @@ def _norm(source: str, target: str) -> Rule:
 
 
 def _conv(source: str, target: str) -> list[Rule]:
-    return _weights(source, target, conv())
+    return weights(source, target, conv())
 
 
 def _pointwise(source: str, target: str, inputs: int, outputs: int, *, axes: int = 3) -> list[Rule]:
     """A convolution with a window of 1 along all axes, which is a linear layer here."""
     squeeze = reshape((outputs, inputs, *(1,) * axes), (outputs, inputs))
-    return _weights(source, target, squeeze, linear())
-
-
-def _weights(source: str, target: str, *operations: Operation) -> list[Rule]:
-    return [
-        Rule(f"{source}.weight", f"{target}/kernel", *operations),
-        Rule(f"{source}.bias", f"{target}/bias"),
-    ]
+    return weights(source, target, squeeze, linear())

@@ -1,7 +1,7 @@
 """XMem, keys as in upstream's `XMem.pth`."""
 
 from rvseg_jax.convert.rules import Entry, Rule, Table, conv, linear, split
-from rvseg_jax.convert.tables.conv_layers import batch_norm, path_of, weights
+from rvseg_jax.convert.tables.layer_rules import batch_norm, path_of, weights
 from rvseg_jax.models.xmem.config import XMemConfig
 
 _KEY_STAGES = ("res2", "layer2", "layer3")

@@ -1,6 +1,6 @@
 """Number formats of parameters and computation, in one object that every module carries."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -25,6 +25,10 @@ class Precision:
     def compute(self, array: jax.Array) -> jax.Array:
         """`array` in the format of computation."""
         return jnp.asarray(array, self.compute_dtype)
+
+    def in_float32(self) -> "Precision":
+        """The same with float32 computation, for what the originals keep out of autocast."""
+        return replace(self, compute_dtype=jnp.float32)
 
 
 PARITY = Precision(matmul="highest")

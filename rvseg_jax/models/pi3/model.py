@@ -4,7 +4,7 @@ Source: upstream's `pi3/models/pi3.py`. Positions are counted within a frame onl
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
 import jax
@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from rvseg_jax.core.precision import Precision
 from rvseg_jax.layers import stack, vit_block
 from rvseg_jax.layers.linear import Linear
 from rvseg_jax.layers.vit_block import Rope
@@ -77,7 +76,7 @@ class PixelHead(nnx.Module):
     """`channels` numbers for each pixel of a patch, by one linear layer."""
 
     def __init__(self, cfg: Pi3Config, inputs: int, channels: int, *, rngs: nnx.Rngs):
-        precision = in_float32(cfg)
+        precision = cfg.precision.in_float32()  # upstream keeps the heads out of autocast
         self.proj = Linear(inputs, channels * cfg.patch_size**2, precision=precision, rngs=rngs)
         self.patch_size = cfg.patch_size
 
@@ -105,7 +104,7 @@ class Pi3(nnx.Module):
         self.camera_decoder = HeadDecoder(cfg, seen, cfg.camera_width, rngs=rngs)
         self.point_head = PixelHead(cfg, cfg.point_width, 3, rngs=rngs)
         self.conf_head = PixelHead(cfg, cfg.conf_width, 1, rngs=rngs)
-        self.camera_head = CameraHead(cfg.camera_width, precision=in_float32(cfg), rngs=rngs)
+        self.camera_head = CameraHead(cfg.camera_width, precision=cfg.precision.in_float32(), rngs=rngs)
 
     @overload
     def __call__(
@@ -233,11 +232,6 @@ class Pi3(nnx.Module):
     def _patches(self, decoded: jax.Array) -> jax.Array:
         """Without the registers. Shapes: [B, R + h w, D] -> [B, h w, D]."""
         return decoded[:, self.cfg.register_tokens :]
-
-
-def in_float32(cfg: Pi3Config) -> Precision:
-    """The precision of the heads, which upstream keeps out of autocast."""
-    return replace(cfg.precision, compute_dtype=jnp.float32)
 
 
 def to_world(local: jax.Array, camera_poses: jax.Array) -> jax.Array:

@@ -1,6 +1,5 @@
 """Parts of the Wan transformer: patches, rotary tables, time and text embeddings, adaLN, the block."""
 
-import dataclasses
 import math
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from rvseg_jax.core.precision import Precision
 from rvseg_jax.layers.conv import Conv
 from rvseg_jax.layers.embed import sinusoidal
 from rvseg_jax.layers.linear import Linear
@@ -86,7 +84,7 @@ class ConditionEmbedder(nnx.Module):
 
     def __init__(self, cfg: WanTransformerConfig, *, rngs: nnx.Rngs):
         width = cfg.inner_dim
-        time: dict[str, Any] = {"precision": _in_float32(cfg), "rngs": rngs}
+        time: dict[str, Any] = {"precision": cfg.precision.in_float32(), "rngs": rngs}
         self.time_embedder = MLP(cfg.freq_dim, width, width, activation="silu", **time)
         self.time_proj = Linear(width, 6 * width, **time)
         self.text_embedder = MLP(cfg.text_dim, width, width, activation="gelu_tanh", precision=cfg.precision, rngs=rngs)
@@ -107,7 +105,7 @@ class AdaNorm(nnx.Module):
 
     def __init__(self, cfg: WanTransformerConfig, *, rngs: nnx.Rngs):
         self.norm = LayerNorm(
-            cfg.inner_dim, eps=cfg.eps, use_scale=False, use_bias=False, precision=_in_float32(cfg), rngs=rngs
+            cfg.inner_dim, eps=cfg.eps, use_scale=False, use_bias=False, precision=cfg.precision.in_float32(), rngs=rngs
         )
 
     def __call__(self, x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -209,7 +207,3 @@ def apply_block(
 ) -> jax.Array:
     """`block(...)` as one function object, which `layers.stack.run` needs to compile a block once."""
     return block(x, modulation, text, text_bias, rope)
-
-
-def _in_float32(cfg: WanTransformerConfig) -> Precision:
-    return dataclasses.replace(cfg.precision, compute_dtype=jnp.float32)

@@ -1,4 +1,4 @@
-"""Rules of layers that several convolutional networks are made of."""
+"""Rules of layers that many networks are made of."""
 
 from rvseg_jax.convert.rules import Drop, Entry, Operation, Rule
 
@@ -10,9 +10,14 @@ def path_of(name: str) -> str:
     return name.replace(".", "/")
 
 
-def weights(source: str, target: str, operation: Operation) -> list[Entry]:
+def weights(source: str, target: str, *operations: Operation) -> list[Rule]:
     """A kernel and a bias."""
-    return [Rule(f"{source}.weight", f"{target}/kernel", operation), Rule(f"{source}.bias", f"{target}/bias")]
+    return [Rule(f"{source}.weight", f"{target}/kernel", *operations), Rule(f"{source}.bias", f"{target}/bias")]
+
+
+def norm(source: str, target: str) -> list[Rule]:
+    """A norm of layers or groups."""
+    return [Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/bias")]
 
 
 def batch_norm(source: str, target: str) -> list[Entry]:
