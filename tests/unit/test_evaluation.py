@@ -356,7 +356,9 @@ def test_mevis_by_its_rules(tmp_path, capsys):
 
 
 def test_eval_command_runs_a_system(tmp_path, monkeypatch, capsys):
-    module = type("Module", (), {"load": staticmethod(lambda checkpoint, *, dtype, mesh, **options: Fake())})
+    module = type(
+        "Module", (), {"READS_TEXT": True, "load": staticmethod(lambda checkpoint, *, dtype, mesh, **options: Fake())}
+    )
     monkeypatch.setitem(base._MODULES, "fake", module)
     split = mevis_split(tmp_path / "split")
     assert run_eval("fake", "mevis", split, "-o", tmp_path / "out", "--json") == 0

@@ -164,7 +164,9 @@ def test_official_asks_for_scores(root, tmp_path, monkeypatch, capsys):
             yield MaskChunk(0, np.zeros((len(texts), video.count, video.height, video.width), bool))
             return [Verdict("no_target", 0.0)] * len(texts)
 
-    module = type("Module", (), {"load": staticmethod(lambda checkpoint, *, dtype, mesh, **options: Masks())})
+    module = type(
+        "Module", (), {"READS_TEXT": True, "load": staticmethod(lambda checkpoint, *, dtype, mesh, **options: Masks())}
+    )
     monkeypatch.setitem(base._MODULES, "masks", module)
     assert run_eval("masks", "ref_davis", root, "-o", tmp_path / "out") == 1
     assert "gives masks without scores" in capsys.readouterr().out

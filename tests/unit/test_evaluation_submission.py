@@ -74,7 +74,9 @@ class Counting:
 @pytest.fixture
 def system(monkeypatch) -> Counting:
     made = Counting()
-    module = type("Module", (), {"load": staticmethod(lambda checkpoint, *, dtype, mesh, **options: made)})
+    module = type(
+        "Module", (), {"READS_TEXT": True, "load": staticmethod(lambda checkpoint, *, dtype, mesh, **options: made)}
+    )
     monkeypatch.setitem(base._MODULES, "counting", module)
     return made
 
