@@ -170,7 +170,8 @@ def test_losses_and_gradients_are_upstreams(kind):
         np.testing.assert_allclose(np.linalg.norm(found[name]), norm, rtol=1e-3, err_msg=name)
 
 
-@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.slow), "full"])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_the_published_recipe_can_be_differentiated(remat):
     """Shapes alone: nothing is compiled."""
     published = configs.load("sam2_finetune")
