@@ -2,7 +2,7 @@
 
     python train.py tiny/geomotion_flow --workdir runs/tiny/geomotion_flow --export runs/tiny/geomotion
 
-The first of three stages; docs/geomotion.md says how long each takes and what it reaches.
+The first of three stages; docs/geomotion.md says what each has reached.
 """
 
 from ml_collections import ConfigDict

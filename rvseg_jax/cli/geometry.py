@@ -43,13 +43,14 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--frames {args.frames}: ask for at least 1")
     video = open_video(args.input)
     check_writable(args.output)
+    model = geometry.load(args.checkpoint, dtype=args.dtype)
     if args.checkpoint is None:
         print(
             "rvseg: no --checkpoint given: using the tiny Pi3 that comes with the library, which is made for "
             "moving shapes; docs/geomotion.md says how to use the published weights",
             file=sys.stderr,
         )
-    found = geometry.load(args.checkpoint, dtype=args.dtype)(video, frames=args.frames)
+    found = model(video, frames=args.frames)
     kept = found.trusted(args.confidence)
     written = [path.name for path in found.save(args.output, least_confidence=args.confidence)]
     summary = {

@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dataset not in jobs:
         raise InputError(f"{args.system} cannot be scored on {args.dataset}, only on {', '.join(jobs)}")
     if jobs is not _JOBS:
-        _refuse_options_of_sentences(args, but=() if jobs is _TRACKING_JOBS else ("protocol",))
+        _refuse_options(args, _OF_SENTENCES if jobs is _TRACKING_JOBS else (*_OF_SENTENCES[1:], "split", "year"))
     evaluation = jobs[args.dataset](args, options)
     if evaluation.waiting:
         return _report_part(evaluation, part, as_json=args.json)
@@ -302,7 +302,10 @@ def _motion(args: argparse.Namespace, options: EvaluationOptions) -> Evaluation:
     protocol = job.protocol(args.protocol)
     # Upstream's way to sharpen masks is part of its protocol; `--set` still has the last word.
     settings = {"published": True} if protocol.name == "upstream" else {}
-    settings |= system_settings.parse(args.set)
+    given = system_settings.parse(args.set)
+    if cut := sorted(given.keys() & {"stride", "group", "overlap", "threshold"}):
+        raise InputError(f"--set {cut[0]} has no effect: the protocol says how clips are cut and masks made")
+    settings |= given
     system: Any = base.module(args.system).load(args.checkpoint, dtype=args.dtype, mesh=None, **settings)
     return motion_jobs.evaluate(
         args.dataset,
@@ -315,25 +318,28 @@ def _motion(args: argparse.Namespace, options: EvaluationOptions) -> Evaluation:
             "checkpoint": None if args.checkpoint is None else str(args.checkpoint),
             "dtype": args.dtype,
             "settings": list(args.set),
+            "refined": system.refines,
         },
         options=options,
-        refine=system.refined,
+        refine=system.refined if system.refines else None,
         masks_folder=args.output / "masks" if args.write_masks else None,
         progress=_progress(),
     )
 
 
-def _refuse_options_of_sentences(args: argparse.Namespace, *, but: Sequence[str] = ()) -> None:
+# Options of systems that read sentences; motion segmentation has protocols too.
+_OF_SENTENCES = ("protocol", "threshold", "whole_clip", "frames", "missing", "by_sentence", "subset")
+
+
+def _refuse_options(args: argparse.Namespace, names: Sequence[str]) -> None:
     """Nothing that was asked for may be passed over.
 
     Raises:
-      InputError: for an option that has no meaning without sentences.
+      InputError: for an option that has no meaning here.
     """
-    for name in ("threshold", "whole_clip", "frames", "protocol", "missing", "by_sentence", "subset"):
-        if name not in but and getattr(args, name):
-            raise InputError(
-                f"--{name.replace('_', '-')} is for systems that read sentences: it means nothing for {args.system}"
-            )
+    for name in names:
+        if getattr(args, name):
+            raise InputError(f"--{name.replace('_', '-')} means nothing for {args.system} on {args.dataset}")
 
 
 # Datasets of trackers, of systems that find what moves, and of those that read sentences; moving_shapes has clips for

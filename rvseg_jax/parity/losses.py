@@ -31,7 +31,9 @@ def _geomotion(case: Case) -> Produced:
     outputs = {}
     for name, cfg, counted in (("default", plain, None), ("weighted", weighted, None), ("masked", plain, valid)):
 
-        def total(probability: jax.Array, cfg: MotionLossConfig = cfg, counted: jax.Array | None = counted):
+        def total(
+            probability: jax.Array, cfg: MotionLossConfig = cfg, counted: jax.Array | None = counted
+        ) -> tuple[jax.Array, dict[str, jax.Array]]:
             logits = jnp.log(probability) - jnp.log1p(-probability)
             losses = motion_losses(cfg, logits, masks, counted)
             return losses["total"], losses

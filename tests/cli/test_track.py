@@ -229,7 +229,7 @@ def test_the_help_names_every_format():
 def test_options_of_systems_are_refused(colours, davis_root, rvseg, tmp_path):
     for option in (["--threshold", "0.7"], ["--missing", "skip"], ["--whole-clip"]):
         result = rvseg("eval", "sam2", "davis", davis_root, "-o", tmp_path / "no", *option)
-        assert result.code == 2 and f"{option[0]} is for systems that read" in result.err, result.err
+        assert result.code == 2 and f"{option[0]} means nothing for sam2" in result.err, result.err
 
 
 def test_prompts_of_the_command_line(tmp_path):

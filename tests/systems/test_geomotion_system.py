@@ -24,7 +24,7 @@ from rvseg_jax.models.raft.config import RaftConfig
 from rvseg_jax.models.raft.inference import ClipFlow
 from rvseg_jax.models.raft.model import RAFT
 from rvseg_jax.models.sam2.tracking import Place
-from rvseg_jax.models.sam2.tracking_prompts import RowPrompt, batched_prompts
+from rvseg_jax.models.sam2.tracking_prompts import RowPrompt, batched_prompts, scaled_mask
 from rvseg_jax.models.sam2.tracking_state import empty_state
 from rvseg_jax.processing.geomotion import handed_on
 from rvseg_jax.processing.sam2 import square_frame
@@ -91,6 +91,8 @@ def test_a_clip_goes_through_whole_in_groups_and_in_windows(networks, clip):
     alone = np.asarray(system._enlarged(jnp.asarray(whole), (40, 60)))
     np.testing.assert_array_equal(found.masks[0, :3], alone[:3] > 0.4)
     assert 0 < found.masks.mean() < 1 and found.status == ("ok",)
+    model.predict(clip[:4], options=SegmentOptions(max_memory=10**9))
+    assert system._flow.max_bytes == 10**9
     assert 0.4 < found.scores[0] < 1
 
 
@@ -120,18 +122,14 @@ def test_frames_are_followed_from_those_beside_them():
     state = empty_state(cfg, 1, prompted_slots=2)
     features = [programs.encode_image(jnp.asarray(square_frame(frame, cfg.image_size))[None]) for frame in frames]
     for t in (1, 3):
-        mask = (
-            np.asarray(Image.fromarray(probabilities[t]).resize((cfg.image_size,) * 2, Image.Resampling.BILINEAR))
-            > 0.45
-        )
+        mask = scaled_mask(cfg, probabilities[t] > 0.8)
         place = Place.of(1, t, num_frames=4)
         seen = programs.observe(features[t], None, batched_prompts(cfg, [RowPrompt(mask=mask)]), place)
         state = programs.settle(state, seen, place, jnp.ones(1, bool))
     for t in (0, 2):
         state, seen = programs.track_step(state, features[t], Place.of(1, t, num_frames=4))
         expected = np.asarray(programs.enlarged(seen.logits, (SIZE, SIZE))[0])
-        # The mask is resized by another filter here.
-        assert np.mean(np.abs(logits[t] - expected)) < 0.05 * np.abs(expected).max()
+        np.testing.assert_allclose(logits[t], expected, atol=1e-4 * np.abs(expected).max())
 
     nothing, filled = cross_filled(programs, frames, 0 * probabilities, threshold=0.8)
     assert not nothing.any() and not filled.any()
@@ -161,6 +159,8 @@ def test_what_users_get_wrong(networks, clip, tmp_path):
         rv.Predictor(system).predict(clip, options=SegmentOptions(max_memory=1000))
     with pytest.raises(ValueError, match="multiple of the patches' 14"):
         dataclasses.replace(CONFIG, size=40)
+    with pytest.raises(InputError, match="no tiny weights are bundled.*rvseg convert convert geomotion"):
+        rv.load("geomotion")
     frames = tmp_path / "frames"
     frames.mkdir()
     for t in range(3):
@@ -169,7 +169,7 @@ def test_what_users_get_wrong(networks, clip, tmp_path):
         rv.Predictor(system).predict(frames)
 
 
-def test_a_checkpoint_gives_the_same_masks(networks, clip, tmp_path):
+def test_a_checkpoint_gives_the_same_masks(networks, clip, tmp_path, caplog):
     loading.save(tmp_path, {"pi3_motion": networks[0], "raft": networks[1]}, config=CONFIG)
     model = rv.load("geomotion", tmp_path, dtype="parity")
     assert model.system.config == CONFIG
@@ -179,6 +179,10 @@ def test_a_checkpoint_gives_the_same_masks(networks, clip, tmp_path):
     assert (published.stride, published.group, published.threshold, published.overlap) == (4, 3, 0.1, 0.0)
     with pytest.raises(InputError, match="holds no SAM 2"):
         rv.load("geomotion", tmp_path, refine=True)
+    loading.save(tmp_path, {}, config=dataclasses.replace(CONFIG, refine=True))
+    with caplog.at_level("WARNING", "rvseg_jax"):
+        assert not rv.load("geomotion", tmp_path).system.refines
+    assert "masks are not sharpened" in caplog.text
     with pytest.raises(InputError, match="no setting 'speed'"):
         rv.load("geomotion", tmp_path, speed=3)
 
@@ -211,6 +215,11 @@ def test_the_command_scores_by_both_protocols(networks, tmp_path, capsys):
     assert "davis16_m (DAVIS2017-M/DAVIS)" in capsys.readouterr().err
     assert main([*every[:3], str(weights), "-o", str(tmp_path / "none")]) == 2
     assert "holds none of DAVIS" in capsys.readouterr().err
+    assert json.loads((tmp_path / "every/fbms/summary.json").read_text())["refined"] is False
+    assert main([*words, "--set", "stride=2", "-o", str(tmp_path / "no")]) == 2
+    assert "--set stride has no effect" in capsys.readouterr().err
+    assert main([*words, "--split", "val", "-o", str(tmp_path / "no")]) == 2
+    assert "--split means nothing" in capsys.readouterr().err
     assert main([*words, "--threshold", "0.3", "-o", str(tmp_path / "no")]) == 2
     assert "means nothing for geomotion" in capsys.readouterr().err
     assert main(["eval", "geomotion", "mevis", str(root), "-o", str(tmp_path / "no")]) == 2

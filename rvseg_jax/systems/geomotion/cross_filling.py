@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from rvseg_jax.models.sam2.model import ImageFeatures
 from rvseg_jax.models.sam2.tracking import Place
 from rvseg_jax.models.sam2.tracking_programs import TrackingPrograms
 from rvseg_jax.models.sam2.tracking_prompts import RowPrompt, batched_prompts, scaled_mask
@@ -39,7 +40,7 @@ def cross_filled(
         if not seeds:
             continue
         wanted = range(1 - parity, len(frames), 2)
-        for t, found in _followed(programs, frames, masks, seeds, probabilities.shape[1:]):
+        for t, found in _followed(programs, frames, masks, seeds):
             if t in wanted:
                 logits[t] = found
         filled[list(wanted)] = True
@@ -47,13 +48,16 @@ def cross_filled(
 
 
 def _followed(
-    programs: TrackingPrograms, frames: Sequence[np.ndarray], masks: np.ndarray, seeds: Sequence[int], size: tuple
+    programs: TrackingPrograms,
+    frames: Sequence[np.ndarray],
+    masks: np.ndarray,
+    seeds: Sequence[int],
 ) -> Iterable[tuple[int, np.ndarray]]:
     """Logits of all frames but the seeds, forwards from the first frame; every seed is known before that."""
-    cfg = programs.cfg
+    cfg, size = programs.cfg, (masks.shape[1], masks.shape[2])
     state = empty_state(cfg, 1, prompted_slots=room_for(len(seeds)))
 
-    def features(t: int):
+    def features(t: int) -> ImageFeatures:
         return programs.encode_image(jnp.asarray(square_frame(frames[t], cfg.image_size))[None])
 
     for t in seeds:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rvseg_jax.core.errors import InputError
+from rvseg_jax.core.logging import get_logger
 from rvseg_jax.models.geomotion.config import GeoMotionConfig
 from rvseg_jax.models.geomotion.model import GeoMotion
 from rvseg_jax.models.raft.config import RaftConfig
@@ -18,10 +19,12 @@ from rvseg_jax.models.sam2.tracking_programs import TrackingPrograms
 from rvseg_jax.parts import bundle
 from rvseg_jax.parts.loading import load_part, parameter_count, settings_of
 from rvseg_jax.parts.settings import changed
-from rvseg_jax.systems.geomotion import TINY
+from rvseg_jax.systems.geomotion import TINY, checkpoint_folder
 from rvseg_jax.systems.geomotion.config import GeoMotionSystemConfig
 from rvseg_jax.systems.geomotion.system import GeoMotionSystem
 from rvseg_jax.zoo import resolve
+
+logger = get_logger(__name__)
 
 NAME = "geomotion"
 NETWORK, FLOW, REFINER = "pi3_motion", "raft", "sam2"
@@ -32,7 +35,7 @@ def load(
     checkpoint: Path | None, *, dtype: str | None, mesh: Any, published: bool = False, **settings: Any
 ) -> GeoMotionSystem:
     """See `rvseg_jax.systems.geomotion.load`."""
-    folder = resolve(TINY if checkpoint is None else checkpoint)
+    folder = checkpoint_folder(checkpoint, "rvseg convert convert geomotion pi3_motion=FILE raft=FILE -o DIR")
     parts = _parts(folder)
     network = cast(GeoMotion, load_part(folder, NETWORK, dtype=dtype, mesh=mesh))
     raft = cast(RAFT, load_part(folder, FLOW, dtype=dtype, mesh=mesh))
@@ -48,6 +51,10 @@ def load(
         refiner = TrackingPrograms(sam2)
     elif settings.get("refine"):
         raise InputError(f"{folder} holds no SAM 2 to refine masks: convert with sam2=FILE, or leave refine out")
+    elif config.refine:
+        logger.warning(
+            "%s holds no SAM 2: masks are not sharpened; convert with sam2=FILE, or set refine=false", folder
+        )
     return GeoMotionSystem(config, network, raft, refiner, mesh=mesh)
 
 

@@ -63,6 +63,11 @@ class GeoMotionSystem:
         self._moving = jax.jit(moving)
         self._enlarged = jax.jit(_enlarged, static_argnums=1)
 
+    @property
+    def refines(self) -> bool:
+        """Whether SAM 2 sharpens the masks."""
+        return self._refiner is not None
+
     def token_count(self, text: str) -> int:
         """No sentence is read."""
         return 0
@@ -89,6 +94,7 @@ class GeoMotionSystem:
         if len(texts) != 1:
             raise InputError(f"{self.name} gives one mask of all that moves, not {len(texts)}")
         size, length = (video.height, video.width), self.window(options)
+        self._flow.max_bytes = options.max_memory
         overlap = 0 if length is None else min(round(length * self.config.overlap), length - 1)
         threshold = self.config.threshold if options.threshold is None else options.threshold
         pixels, total, done = 0, 0.0, 0

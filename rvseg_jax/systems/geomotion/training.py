@@ -166,7 +166,7 @@ class MotionTask:
             loading.NETWORK: parameters.assembled(self._models["geomotion"], params["geomotion"]),
             loading.FLOW: parameters.assembled(self._models["raft"], params["raft"]),
         }
-        loading.save(folder, parts, config=self.system)
+        loading.save(folder, parts, config=replace(self.system, refine=False))  # it holds no SAM 2
 
     def _logits(self, params: Params, frames: jax.Array) -> jax.Array:
         """Shapes: frames uint8 [B, T, S, S, 3] -> float32 [B, T, S, S]."""
