@@ -21,6 +21,20 @@ class Embed(nnx.Module):
         """Shapes: ids int [...] -> [..., D]; ids must lie in 0..num_embeddings-1."""
         return self.precision.compute(jnp.take(self.embedding[...], ids, axis=0))
 
+    def attend(self, x: jax.Array) -> jax.Array:
+        """Products with all vectors of the table, for a head that is tied to it.
+
+        Shapes: x [..., D] -> float32 [..., V].
+        """
+        compute, table = self.precision.compute, self.embedding[...]
+        return jnp.einsum(
+            "...d,vd->...v",
+            compute(x),
+            compute(table),
+            precision=self.precision.matmul,
+            preferred_element_type=jnp.float32,
+        )
+
 
 def sinusoidal(values: jax.Array, features: int, *, max_period: float = 10_000.0) -> jax.Array:
     """Cosines, then sines, of `values` at geometrically spaced frequencies max_period^(-i / (features/2)).

@@ -54,11 +54,11 @@ def rotate_halves(x: jax.Array, cos: jax.Array, sin: jax.Array, *, axes: int = 1
     The head width is cut into `axes` equal parts, one for each axis of the grid, and entry i of a part's first half
     pairs with entry i of its second half.
 
-    Shapes: x [B, T, N, H], cos and sin [T, H // 2], a part's angles side by side as in `grid_angles` -> [B, T, N, H] in
-    the format of x.
+    Shapes: x [B, T, N, H], cos and sin [T, H // 2] or [B, T, H // 2], a part's angles side by side as in `grid_angles`
+    -> [B, T, N, H] in the format of x.
     """
     parts = x.astype(jnp.float32).reshape(*x.shape[:-1], axes, 2, x.shape[-1] // (2 * axes))
     near, far = parts[..., 0, :], parts[..., 1, :]
-    cos, sin = (table.reshape(1, table.shape[0], 1, axes, -1) for table in (cos, sin))
+    cos, sin = (table.reshape(-1, x.shape[1], 1, axes, table.shape[-1] // axes) for table in (cos, sin))
     rotated = jnp.stack([near * cos - far * sin, far * cos + near * sin], axis=-2)
     return rotated.reshape(x.shape).astype(x.dtype)
