@@ -1,6 +1,7 @@
 """Linear layers, with an optional low-rank adapter."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +17,25 @@ class LoraSpec:
     Attributes:
       rank: inner width of the adapter.
       alpha: the adapter's output is scaled by alpha / rank.
+      dropout: share of the adapter's inputs that are zeroed while it has keys, see `layers.lora.with_dropout`.
     """
 
     rank: int
     alpha: float
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(f"{self}: the rank must be 1 or more, the dropout at least 0 and below 1")
 
     @property
     def scale(self) -> float:
         """Factor on the adapter's output."""
         return self.alpha / self.rank
+
+
+class DropoutKey(nnx.Variable):
+    """Random key of an adapter's dropout, one a layer of a stack; it is there during a training step only."""
 
 
 class Linear(nnx.Module):
@@ -47,20 +58,44 @@ class Linear(nnx.Module):
         dtype = precision.param_dtype
         self.kernel = nnx.Param(init(rngs.params(), (in_features, out_features), dtype))
         self.bias = nnx.Param(jnp.zeros((out_features,), dtype)) if use_bias else None
-        if lora is not None:
-            self.lora_a = nnx.Param(init(rngs.params(), (in_features, lora.rank), dtype))
-            self.lora_b = nnx.Param(jnp.zeros((lora.rank, out_features), dtype))
-        self.lora = lora
+        self.lora: LoraSpec | None = None
         self.precision = precision
+        if lora is not None:
+            self.adapt(lora, rngs=rngs, dtype=dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Shapes: x [..., in] -> [..., out], in the format of computation."""
+    def adapt(self, spec: LoraSpec, *, rngs: nnx.Rngs, dtype: Any) -> None:
+        """Adds a new adapter with numbers of format `dtype`, also to the stacked kernels [L, in, out] of a stack."""
+        *layers, inputs, outputs = self.kernel.shape
+        # PEFT's kaiming_uniform_(a=sqrt(5)).
+        bound = inputs**-0.5
+        drawn = jax.random.uniform(rngs.params(), (*layers, inputs, spec.rank), jnp.float32, -bound, bound)
+        self.lora_a = nnx.Param(drawn.astype(dtype))
+        self.lora_b = nnx.Param(jnp.zeros((*layers, spec.rank, outputs), dtype))
+        self.lora = spec
+
+    def __call__(self, x: jax.Array, *, dtype: Any = None) -> jax.Array:
+        """Shapes: x [..., in] -> [..., out].
+
+        Args:
+          dtype: format in which products are summed and returned, that of computation by default.
+        """
         compute = self.precision.compute
         x = compute(x)
-        y = jnp.matmul(x, compute(self.kernel[...]), precision=self.precision.matmul)
+        y = self._product(x, self.kernel, dtype)
         if self.lora is not None:
-            low = jnp.matmul(x, compute(self.lora_a[...]), precision=self.precision.matmul)
-            y = y + self.lora.scale * jnp.matmul(low, compute(self.lora_b[...]), precision=self.precision.matmul)
+            low = self._product(self._dropped(x, self.lora.dropout), self.lora_a)
+            y = y + self.lora.scale * self._product(low, self.lora_b, dtype)
         if self.bias is not None:
             y = y + compute(self.bias[...])
         return y
+
+    def _product(self, x: jax.Array, matrix: nnx.Param, dtype: Any = None) -> jax.Array:
+        compute = self.precision.compute
+        return jnp.matmul(x, compute(matrix[...]), precision=self.precision.matmul, preferred_element_type=dtype)
+
+    def _dropped(self, x: jax.Array, share: float) -> jax.Array:
+        key = getattr(self, "lora_key", None)
+        if key is None or not share:
+            return x
+        kept = jax.random.bernoulli(key[...], 1 - share, x.shape)
+        return jnp.where(kept, x / (1 - share), jnp.zeros((), x.dtype))
