@@ -181,6 +181,24 @@ PARTS: Mapping[str, Part] = {
             licence="MIT code (zjutcvg/GeoMotion) with weights that hold Pi3's: CC BY-NC 4.0, non-commercial",
             presets=("published",),
         ),
+        Part(
+            "qwen2",
+            "rvseg_jax.models.lm.decoder",
+            "LanguageModel",
+            "LanguageModelConfig",
+            licence="Apache-2.0 (Qwen2.5); 3B: Qwen Research, non-commercial",
+            upstream=("Qwen2ForCausalLM",),
+            presets=("qwen2_5_0_5b", "qwen2_5_3b", "qwen2_5_7b"),
+        ),
+        Part(
+            "internlm2",
+            "rvseg_jax.models.lm.decoder",
+            "LanguageModel",
+            "LanguageModelConfig",
+            licence="Apache-2.0 code (InternLM2.5) with weights of terms of their own, see their model card",
+            upstream=("InternLM2ForCausalLM",),
+            presets=("internlm2_5_1_8b", "internlm2_5_7b"),
+        ),
     )
 }
 
