@@ -199,6 +199,32 @@ PARTS: Mapping[str, Part] = {
             upstream=("InternLM2ForCausalLM",),
             presets=("internlm2_5_1_8b", "internlm2_5_7b"),
         ),
+        Part(
+            "internvl",
+            "rvseg_jax.models.internvl.model",
+            "InternVL",
+            "InternVLConfig",
+            licence="MIT (OpenGVLab/InternVL2_5); of the language model: Apache-2.0, and Qwen Research for that of 4B",
+            upstream=("InternVLChatModel", "InternVLForConditionalGeneration"),
+            presets=("internvl2_5_1b", "internvl2_5_2b", "internvl2_5_4b", "internvl2_5_8b"),
+            layouts=("transformers",),
+        ),
+        Part(
+            "mllmseg",
+            "rvseg_jax.models.mllmseg.model",
+            "MLLMSeg",
+            "MLLMSegConfig",
+            licence="MIT code (jcwang0602/MLLMSeg) with weights that hold InternVL2.5's, see internvl",
+            upstream=("MLLMSeg", "InternVLChatModel"),
+            presets=("internvl2_5_1b", "internvl2_5_2b", "internvl2_5_4b", "internvl2_5_8b"),
+        ),
+        Part(
+            "mllmseg_decoder",
+            "rvseg_jax.models.mllmseg.mask_decoder",
+            "MaskDecoder",
+            "MaskDecoderConfig",
+            licence="MIT (jcwang0602/MLLMSeg)",
+        ),
     )
 }
 
@@ -206,6 +232,7 @@ PARTS: Mapping[str, Part] = {
 SYSTEMS: Mapping[str, tuple[str, ...]] = {
     "flowrvs": ("wan_dit", "wan_vae", "umt5"),
     "geomotion": ("pi3_motion", "raft"),
+    "mllmseg": ("mllmseg",),
 }
 OPTIONAL: Mapping[str, tuple[str, ...]] = {"geomotion": ("sam2",)}
 

@@ -5,9 +5,13 @@ from rvseg_jax.convert.tables.layer_rules import norm, weights
 
 
 def block_rules(
-    source: str, target: str, *, width: int, qk_norm: bool = False, layer_scale: bool = False
+    source: str, target: str, *, width: int, qk_norm: bool = False, layer_scale: bool = False, gamma: str = ".gamma"
 ) -> list[Rule]:
-    """Rules of one `layers.vit_block.ViTBlock`, or of a stack where `source` has a placeholder."""
+    """Rules of one `layers.vit_block.ViTBlock`, or of a stack where `source` has a placeholder.
+
+    Args:
+      gamma: what follows on "ls1" and "ls2" in the keys of the factors on both branches.
+    """
     rules = [
         *norm(f"{source}.norm1", f"{target}/norm1"),
         *norm(f"{source}.norm2", f"{target}/norm2"),
@@ -25,5 +29,5 @@ def block_rules(
     for name in ("q_norm", "k_norm") if qk_norm else ():
         rules += norm(f"{source}.attn.{name}", f"{target}/attn/{name}")
     for name in ("ls1", "ls2") if layer_scale else ():
-        rules.append(Rule(f"{source}.{name}.gamma", f"{target}/{name}"))
+        rules.append(Rule(f"{source}.{name}{gamma}", f"{target}/{name}"))
     return rules

@@ -56,10 +56,10 @@ class RMSNorm(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation over the last axis (Ioffe and Szegedy 2015) by stored statistics: `eval()` in PyTorch.
+    """Batch normalisation over the last axis (Ioffe and Szegedy 2015).
 
-    The statistics are variables of type `nnx.BatchStat`, which no gradient reaches when it is taken with respect to
-    `nnx.Param`; nothing here updates them.
+    It normalises by stored statistics (`eval()` in PyTorch) or by given ones. The stored ones are variables of type
+    `nnx.BatchStat`, which no gradient reaches when it is taken with respect to `nnx.Param`; nothing here updates them.
     """
 
     def __init__(self, features: int, *, eps: float = 1e-5, precision: Precision, rngs: nnx.Rngs):
@@ -72,11 +72,15 @@ class BatchNorm(nnx.Module):
         self.eps = eps
         self.precision = precision
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Shapes: x [..., D] -> [..., D], in the format of computation."""
-        scale, bias, mean, var = (
-            leaf[...].astype(jnp.float32) for leaf in (self.scale, self.bias, self.mean, self.var)
-        )
+    def __call__(self, x: jax.Array, statistics: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
+        """Shapes: x [..., D] -> [..., D], in the format of computation.
+
+        Args:
+          statistics: mean and variance (without Bessel's correction) in place of the stored ones, as wide as `x` or
+            broadcast to it.
+        """
+        mean, var = statistics or (self.mean[...], self.var[...])
+        scale, bias, mean, var = (leaf.astype(jnp.float32) for leaf in (self.scale[...], self.bias[...], mean, var))
         factor = scale * jax.lax.rsqrt(var + self.eps)
         return self.precision.compute(x.astype(jnp.float32) * factor + (bias - mean * factor))
 

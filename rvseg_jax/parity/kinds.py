@@ -14,6 +14,7 @@ _PARTS = {
     "geomotion": "rvseg_jax.parity.geomotion",
     "losses": "rvseg_jax.parity.losses",
     "metrics_davis": "rvseg_jax.parity.metrics_davis",
+    "mllmseg": "rvseg_jax.parity.mllmseg",
     "pi3": "rvseg_jax.parity.pi3",
     "raft_large": "rvseg_jax.parity.raft",
     "sam2": "rvseg_jax.parity.sam2",

@@ -1,6 +1,7 @@
 """Golden cases of training losses that no model is needed for, a kind for each system."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import jax
@@ -11,11 +12,15 @@ from rvseg_jax.parity.compare import Produced
 from rvseg_jax.parity.golden import Case
 from rvseg_jax.parity.kinds import Fields, Kind
 from rvseg_jax.systems.geomotion.losses import MotionLossConfig, motion_losses
+from rvseg_jax.systems.mllmseg.losses import MaskLossConfig, mask_terms
 
 _GEOMOTION = Fields(
     build=frozenset({"bce_weight", "dice_weight", "focal_weight", "focal_alpha", "focal_gamma", "fused_weights"}),
     ignored=frozenset({"dice_smooth", "motion_consistency_weight"}),
 )
+
+
+_MLLMSEG = Fields(build=frozenset({"alpha", "gamma", "dice_smooth"}))
 
 
 def _geomotion(case: Case) -> Produced:
@@ -44,4 +49,24 @@ def _geomotion(case: Case) -> Produced:
     return Produced(jax.device_get(outputs))
 
 
-KINDS: Mapping[str, Kind] = MappingProxyType({"geomotion": Kind(_geomotion, _GEOMOTION)})
+def _mllmseg(case: Case) -> Produced:
+    """Of probabilities, as upstream has them, in the published form, with gradients with respect to them."""
+    if case.config.get("dice_smooth", 1) != 1:
+        raise InputError("dice_smooth must be 1: nothing else is used")
+    plain = MaskLossConfig(form="published", alpha=case.config["alpha"], gamma=case.config["gamma"])
+    probability, target = jnp.asarray(case.input("prob"))[:, None], jnp.asarray(case.input("target"))[:, None]
+    inside = jnp.ones((len(probability), 1, *probability.shape[2:]))
+
+    def mean(probability: jax.Array, name: str, cfg: MaskLossConfig) -> jax.Array:
+        return jnp.mean(mask_terms(cfg, probability, target, inside)[name])
+
+    outputs = {"iou": mean(probability, "mask_iou", plain)}
+    for name, cfg in (("dice", plain), ("focal", plain), ("focal_alpha_off", replace(plain, alpha=-1.0))):
+        value, slope = jax.value_and_grad(mean)(probability, name.removesuffix("_alpha_off"), cfg)
+        outputs |= {name: value, f"grad/{name}": slope[:, 0]}
+    return Produced(jax.device_get(outputs))
+
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {"geomotion": Kind(_geomotion, _GEOMOTION), "mllmseg": Kind(_mllmseg, _MLLMSEG)}
+)

@@ -1,0 +1,1 @@
+"""InternVL: a vision transformer whose patches a language model reads."""

@@ -1,0 +1,1 @@
+"""MLLMSeg: masks from what a vision-language model has seen and said."""
