@@ -44,6 +44,10 @@ class Linear(nnx.Module):
     A new adapter is an exact no-op: `lora_a` is random and `lora_b` zero, as in PEFT.
     """
 
+    lora_a: nnx.Param
+    lora_b: nnx.Param
+    lora_key: DropoutKey
+
     def __init__(
         self,
         in_features: int,

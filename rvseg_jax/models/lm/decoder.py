@@ -13,7 +13,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from rvseg_jax.layers import stack
+from rvseg_jax.layers import lora, stack
 from rvseg_jax.layers.embed import Embed
 from rvseg_jax.layers.linear import Linear
 from rvseg_jax.layers.mlp import GatedMLP
@@ -240,16 +240,19 @@ def padded_behind(valid: np.ndarray) -> bool:
     return bool(np.all(valid[:, :-1] >= valid[:, 1:]))
 
 
-# Logical axes of the parameters; the first pattern that is found in a path counts, and () keeps a leaf whole.
-SHARDING: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"^embed_tokens/embedding$", ("vocab", "embed")),
-    (r"^layers/self_attn/q_proj/kernel$", ("layers", "embed", "heads")),
-    (r"^layers/self_attn/q_proj/bias$", ("layers", "heads")),
-    (r"^layers/self_attn/[kv]_proj/kernel$", ("layers", "embed", "kv_heads")),
-    (r"^layers/self_attn/[kv]_proj/bias$", ("layers", "kv_heads")),
-    (r"^layers/self_attn/o_proj/kernel$", ("layers", "heads", "embed")),
-    (r"^layers/mlp/(gate|up)/kernel$", ("layers", "embed", "mlp")),
-    (r"^layers/mlp/down/kernel$", ("layers", "mlp", "embed")),
-    (r"^lm_head/kernel$", ("embed", "vocab")),
-    (r"/scale$", ()),
+# Logical axes of the parameters and of their adapters; the first pattern that is found in a path counts, and () keeps a
+# leaf whole.
+SHARDING: tuple[tuple[str, tuple[str | None, ...]], ...] = lora.sharding(
+    (
+        (r"^embed_tokens/embedding$", ("vocab", "embed")),
+        (r"^layers/self_attn/q_proj/kernel$", ("layers", "embed", "heads")),
+        (r"^layers/self_attn/q_proj/bias$", ("layers", "heads")),
+        (r"^layers/self_attn/[kv]_proj/kernel$", ("layers", "embed", "kv_heads")),
+        (r"^layers/self_attn/[kv]_proj/bias$", ("layers", "kv_heads")),
+        (r"^layers/self_attn/o_proj/kernel$", ("layers", "heads", "embed")),
+        (r"^layers/mlp/(gate|up)/kernel$", ("layers", "embed", "mlp")),
+        (r"^layers/mlp/down/kernel$", ("layers", "mlp", "embed")),
+        (r"^lm_head/kernel$", ("embed", "vocab")),
+        (r"/scale$", ()),
+    )
 )
