@@ -1,6 +1,7 @@
 """Writes a converted checkpoint from torch files: everything is checked first, then written, then named."""
 
 import errno
+import hashlib
 import os
 import shutil
 from collections import Counter
@@ -15,7 +16,7 @@ import numpy as np
 from etils import epath
 from safetensors.numpy import save_file
 
-from rvseg_jax.convert import engine, registry, store
+from rvseg_jax.convert import engine, registry, store, tokenizer_files
 from rvseg_jax.convert.fit import Fit, fit
 from rvseg_jax.convert.manifest import (
     LeafRecord,
@@ -31,7 +32,6 @@ from rvseg_jax.convert.plan import ConversionError
 from rvseg_jax.convert.sources import Checkpoint, Weights, open_checkpoint
 from rvseg_jax.core.precision import BFLOAT16, FLOAT32
 
-TOKENIZER = "tokenizer.json"
 DTYPES = ("source", "float32", "bfloat16")
 SPARE_BYTES = 64 * 2**20
 
@@ -78,7 +78,7 @@ def convert(
       out: the folder; it must not exist.
       system: the system that the parts make up, if they do.
       dtype: number format of stored parameters: "float32", "bfloat16", or that of the source.
-      tokenizer: `tokenizer.json` to copy beside the parts.
+      tokenizer: file or folder of a tokenizer, see `tokenizer_files`, to lie beside the parts as `tokenizer.json`.
       report: gets a line before each step.
 
     Raises:
@@ -87,16 +87,17 @@ def convert(
     out = epath.Path(out)
     if out.exists():
         raise ConversionError(f"{out}: exists already; name a folder that does not")
-    if tokenizer is not None and not tokenizer.is_file():
+    if tokenizer is not None and not tokenizer.exists():
         raise ConversionError(f"{tokenizer}: no such file; give the tokenizer.json of the text encoder")
+    words = None if tokenizer is None else tokenizer_files.read(tokenizer)
     opened = [open_source(registry.part(name), source, dtype) for name, source in sources.items()]
     _check_space(out, opened)
     with _new_folder(out) as folder:
         parts = {one.part.name: _write_part(folder, one, report) for one in opened}
         files = {}
-        if tokenizer is not None:
-            (folder / TOKENIZER).write_bytes(tokenizer.read_bytes())
-            files[TOKENIZER] = file_record(tokenizer)["sha256"]
+        if words is not None:
+            (folder / tokenizer_files.TOKENIZER).write_bytes(words)
+            files[tokenizer_files.TOKENIZER] = hashlib.sha256(words).hexdigest()
         manifest = Manifest(system, parts, files)
         write_manifest(folder, manifest)
     return manifest

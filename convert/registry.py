@@ -26,6 +26,7 @@ class Part:
       variants: what makes of a config one whose network upstream's `config.json` does not tell apart.
       prefixes: prefixes that some checkpoints put in front of all keys.
       table_module: dotted name of the module with `table(config)`, by default the file in `convert/tables`.
+      reads_text: whether a tokenizer belongs to its checkpoint.
       layouts: further sets of keys that the same weights are published under; `table(config)` of one called LAYOUT is
         in the module of that name with `_LAYOUT` behind.
     """
@@ -41,6 +42,7 @@ class Part:
     variants: tuple[Callable[[Any], Any], ...] = ()
     prefixes: tuple[str, ...] = ()
     table_module: str = ""
+    reads_text: bool = False
     layouts: tuple[str, ...] = ()
 
     def model_class(self) -> Callable[..., Any]:
@@ -127,6 +129,7 @@ PARTS: Mapping[str, Part] = {
             licence="Apache-2.0 (google/umt5-xxl, as shipped with Wan2.1-T2V)",
             folder="text_encoder",
             upstream=("UMT5EncoderModel",),
+            reads_text=True,
             presets=("xxl",),
         ),
         Part(
@@ -206,6 +209,7 @@ PARTS: Mapping[str, Part] = {
             "InternVLConfig",
             licence="MIT (OpenGVLab/InternVL2_5); of the language model: Apache-2.0, and Qwen Research for that of 4B",
             upstream=("InternVLChatModel", "InternVLForConditionalGeneration"),
+            reads_text=True,
             presets=("internvl2_5_1b", "internvl2_5_2b", "internvl2_5_4b", "internvl2_5_8b"),
             layouts=("transformers",),
         ),
@@ -216,6 +220,7 @@ PARTS: Mapping[str, Part] = {
             "MLLMSegConfig",
             licence="MIT code (jcwang0602/MLLMSeg) with weights that hold InternVL2.5's, see internvl",
             upstream=("MLLMSeg", "InternVLChatModel"),
+            reads_text=True,
             presets=("internvl2_5_1b", "internvl2_5_2b", "internvl2_5_4b", "internvl2_5_8b"),
         ),
         Part(

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rvseg_jax.convert import registry
-from rvseg_jax.convert.converter import TOKENIZER, Source
+from rvseg_jax.convert import registry, tokenizer_files
+from rvseg_jax.convert.converter import Source
 from rvseg_jax.convert.manifest import config_from
 from rvseg_jax.convert.plan import ConversionError
 from rvseg_jax.convert.sources import read_json
@@ -22,7 +22,7 @@ class Request:
     Attributes:
       sources: {part name: source}.
       system: the system that the parts make up, or None.
-      tokenizer: `tokenizer.json` of the text encoder, if one was found or given.
+      tokenizer: what `tokenizer_files.read` reads, if something was found or given.
     """
 
     sources: Mapping[str, Source]
@@ -68,10 +68,11 @@ def request(
         if choice not in WEIGHTS:
             raise ConversionError(f"weights {choice!r}: choose one of {', '.join(WEIGHTS)}")
     made = {part: Source(sources[part], chosen.get(part, "auto"), _config(part, given.get(part))) for part in names}
-    places = [Path(word) for word in _plain(words)] + list(sources.get("umt5", ()))
-    found = tokenizer or next(filter(None, map(_tokenizer, places)), None)
-    if system and found is None and "umt5" in names:
-        raise ConversionError(f"{name}: no {TOKENIZER} lies beside the text encoder; give --tokenizer PATH")
+    readers = [part for part in names if registry.part(part).reads_text]
+    places = [Path(word) for word in _plain(words)] + [path for part in readers for path in sources[part]]
+    found = tokenizer or next(filter(None, map(tokenizer_files.find, places)), None)
+    if system and found is None and readers:
+        raise ConversionError(f"{name}: no {tokenizer_files.TOKENIZER} lies beside {readers[0]}; give --tokenizer PATH")
     return Request(made, system, found)
 
 
@@ -127,10 +128,3 @@ def _config(name: str, path: str | None) -> Any:
         return config_from(part.config_class(), content, FLOAT32)
     except (ValueError, TypeError) as error:
         raise ConversionError(f"{path}: {error}") from None
-
-
-def _tokenizer(path: Path) -> Path | None:
-    """`tokenizer.json` of a pipeline folder, or beside or in a text encoder's folder."""
-    folder = path if path.is_dir() else path.parent
-    places = (folder / "tokenizer", folder, folder.parent / "tokenizer")
-    return next((place / TOKENIZER for place in places if (place / TOKENIZER).is_file()), None)

@@ -192,7 +192,8 @@ def _model_train(case: Case) -> Produced:
     """All rows are of one image, and each has a mask; no dropout, stored statistics."""
     marks, cfg = case.config, model_config(case.config)
     model = from_torch("mllmseg", case.weights, cfg)
-    graph, state, rest = nnx.split(model, nnx.Param, nnx.BatchStat)
+    parts: Any = nnx.split(model, nnx.Param, nnx.BatchStat)
+    graph, state, rest = parts
     ids, labels = jnp.asarray(case.input("input_ids")), jnp.asarray(case.input("labels"))
     masks = jnp.asarray(case.input("gt_masks"))[:, None] > 0
     weights = MaskLossConfig(

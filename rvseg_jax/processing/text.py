@@ -119,18 +119,31 @@ class Tokenizer:
 def write_word_tokenizer(words: Sequence[str], path: str | Path) -> None:
     """Writes a word-level `tokenizer.json`: ids 0 padding, 1 end, 2 unknown, then `words` in their order.
 
-    Sentences are lower-cased and split at white space and punctuation; a punctuation mark is a word.
+    Raises:
+      ValueError: as `word_level`.
+    """
+    from tokenizers import processors
+
+    backend = word_level(words, (PAD, EOS, UNKNOWN))
+    backend.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, 1)])
+    backend.save(str(path))
+
+
+def word_level(words: Sequence[str], special: Sequence[str]) -> Any:
+    """A `tokenizers.Tokenizer` of whole words: ids of `special`, `UNKNOWN` among them, then of `words` in their order.
+
+    Texts are lower-cased and split at white space and punctuation; a punctuation mark is a word.
 
     Raises:
-      ValueError: for a word that is there twice, or that no sentence can yield (empty, with capitals, or one
-        that the splitting takes apart).
+      ValueError: for a word that is there twice, or that no text can yield (empty, with capitals, or one that the
+        splitting takes apart).
     """
     import tokenizers
-    from tokenizers import models, normalizers, pre_tokenizers, processors
+    from tokenizers import models, normalizers, pre_tokenizers
 
     normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     splitter = pre_tokenizers.Whitespace()
-    vocabulary = {PAD: 0, EOS: 1, UNKNOWN: 2}
+    vocabulary = {token: number for number, token in enumerate(special)}
     for word in words:
         if word in vocabulary:
             raise ValueError(f"the word {word!r} is there twice: give each word once")
@@ -141,6 +154,5 @@ def write_word_tokenizer(words: Sequence[str], path: str | Path) -> None:
     backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     backend.normalizer = normalizer
     backend.pre_tokenizer = splitter
-    backend.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, 1)])
-    backend.add_special_tokens([PAD, EOS, UNKNOWN])
-    backend.save(str(path))
+    backend.add_special_tokens(list(special))
+    return backend

@@ -1,7 +1,7 @@
 """One optimizer step as one jitted, sharded function."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,12 +12,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rvseg_jax.core.config import ConfigError
+from rvseg_jax.core.tree_paths import SEPARATOR, flatten
 from rvseg_jax.parallel.pjit import pjit
 from rvseg_jax.parallel.rules import DEFAULT_RULES, Rules, batch_shardings
 from rvseg_jax.training import ema
 from rvseg_jax.training.optim import Schedule, global_norm
 from rvseg_jax.training.state import TrainState, merge, shardings_of
-from rvseg_jax.training.tasks import Batch, Metrics, Params
+from rvseg_jax.training.tasks import UPDATES, Batch, Metrics, Params
 
 LossFn = Callable[..., tuple[jax.Array, Metrics]]
 """(trained parameters, frozen parameters, batch, key) -> (loss [], metrics); with `step=` where it has a parameter of
@@ -79,14 +80,17 @@ def make_train_step(
         grad_fn = jax.value_and_grad(timed, has_aux=True)
         result = _accumulated(grad_fn, state.params, frozen, batch, key, accumulate, sharding)
         (loss, extra), grads = result
+        given = extra.get(UPDATES, {})
         grads = jax.lax.with_sharding_constraint(grads, trained_shardings)
         norm = global_norm(grads)
         healthy = state.healthy & jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        params = _with_leaves(params, given) if given else params
         average = ema.update(state.ema, params, state.step, max_decay) if state.ema else {}
         after = replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=average)
         after = replace(_select(healthy, after, state), healthy=healthy)
+        extra = {name: value for name, value in extra.items() if name != UPDATES}
         return after, {**extra, "loss": loss, "grad_norm": norm, "lr": rate(state.step)}
 
     movable = replace(target, frozen={})
@@ -99,6 +103,23 @@ def make_train_step(
         )
     )
     return step
+
+
+def _with_leaves(params: Params, given: Mapping[str, jax.Array]) -> Params:
+    """Parameters with other values at some paths."""
+    missing = given.keys() - flatten(params).keys()
+    if missing:
+        raise ConfigError(f"the loss gives {min(missing)} a new value, which needs its path in optimizer.trainable")
+
+    def walk(node: Params, prefix: str) -> Params:
+        return {
+            key: walk(value, f"{prefix}{key}{SEPARATOR}")
+            if isinstance(value, dict)
+            else given.get(f"{prefix}{key}", value).astype(value.dtype)
+            for key, value in node.items()
+        }
+
+    return walk(params, "")
 
 
 def batch_sharding(rows: int, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> NamedSharding:

@@ -41,7 +41,9 @@ from rvseg_jax.core.precision import Precision
 Params = dict[str, Any]
 """Parameters as nested plain dicts (`nnx.to_pure_dict`); leaves are arrays or `jax.ShapeDtypeStruct`."""
 Batch = Mapping[str, jax.Array]
-Metrics = Mapping[str, jax.Array]
+Metrics = Mapping[str, Any]
+UPDATES = "updates"
+"""Name under which a loss returns new values of leaves beside its metrics."""
 
 _TASKS = {
     "flowrvs.vae": "rvseg_jax.systems.flowrvs.autoencoder_training:VAETask",
@@ -50,6 +52,7 @@ _TASKS = {
     "geomotion.flow": "rvseg_jax.systems.geomotion.flow_training:FlowTask",
     "geomotion.geometry": "rvseg_jax.systems.geomotion.geometry_training:GeometryTask",
     "geomotion.motion": "rvseg_jax.systems.geomotion.training:MotionTask",
+    "mllmseg.segment": "rvseg_jax.systems.mllmseg.training:SegmentTask",
     "tracker.sam2": "rvseg_jax.trackers.sam2.training:Sam2Task",
     "tracker.xmem": "rvseg_jax.trackers.xmem.training:XMemTask",
 }
@@ -101,7 +104,8 @@ class Task(Protocol):
 
         Returns:
           (loss [], {name: scalar}) in float32; names must not be "loss", "grad_norm" or "lr". With gradient
-          accumulation both are averaged over the micro-batches.
+          accumulation both are averaged over the micro-batches. Under `UPDATES` there may be {path: array}, new values
+          of trained leaves that no gradient reaches, such as the statistics of a batch norm.
         """
         ...
 
