@@ -36,7 +36,7 @@ def referrals(
     singles = [
         found
         for target in range(len(facts.looks))
-        for kind in (_by_attributes, _by_motion, _by_relation)
+        for kind in (by_attributes, _by_motion, by_relation)
         for found in _some(kind(facts, target, draws), facts, [target])
     ]
     several = _some(_of_several(facts, draws), facts)[:1]
@@ -69,7 +69,8 @@ def _nouns(facts: Facts, i: int, least: int, most: int) -> list[Noun]:
     return [Noun.of(look, names) for count in range(least, most + 1) for names in combinations(named, count)]
 
 
-def _by_attributes(facts: Facts, target: int, draws: Draws) -> Iterator[Meaning]:
+def by_attributes(facts: Facts, target: int, draws: Draws) -> Iterator[Meaning]:
+    """Meanings of one to three attributes of an object, in random order; others may have them too."""
     for noun in draws.shuffled(_nouns(facts, target, 1, 3)):
         yield Meaning(noun)
 
@@ -81,8 +82,8 @@ def _by_motion(facts: Facts, target: int, draws: Draws) -> Iterator[Meaning]:
             yield Meaning(noun, facts.motions[target])
 
 
-def _by_relation(facts: Facts, target: int, draws: Draws) -> Iterator[Meaning]:
-    """By a relation where the noun alone does not do."""
+def by_relation(facts: Facts, target: int, draws: Draws) -> Iterator[Meaning]:
+    """Meanings of an object by its relation to another one, where the noun alone does not do, in random order."""
     nouns = [noun for noun in _nouns(facts, target, 0, 2) if evaluate(Meaning(noun), facts) != frozenset([target])]
     sides = [
         (relation, other)
