@@ -22,6 +22,14 @@ from rvseg_jax.input_pipeline.datasets.moving_shapes import (
 )
 from rvseg_jax.input_pipeline.datasets.moving_shapes.geometric.writers import LAYOUTS as MOTION_LAYOUTS
 from rvseg_jax.input_pipeline.datasets.moving_shapes.geometric.writers import write_layout
+from rvseg_jax.input_pipeline.datasets.moving_shapes.still_writers import LAYOUTS as STILL_LAYOUTS
+from rvseg_jax.input_pipeline.datasets.moving_shapes.still_writers import write_layout as write_stills
+from rvseg_jax.input_pipeline.datasets.moving_shapes.stills import (
+    StillShapes,
+    StillShapesConfig,
+    stills_held_out,
+    stills_list_hash,
+)
 from rvseg_jax.input_pipeline.datasets.registry import NAMES as REGISTERED
 from rvseg_jax.input_pipeline.datasets.registry import open_dataset
 
@@ -42,18 +50,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "make",
         help="write clips of moving_shapes in the layout of a benchmark",
         description="Write clips of moving_shapes, with exact masks, as a dataset that loaders and `rvseg eval` read. "
-        "Motion datasets get clips with geometry, in which the camera moves too.",
+        "Motion datasets get clips with geometry, in which the camera moves too; datasets of images get stills with "
+        "several expressions each.",
     )
     make.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the dataset's folder")
-    make.add_argument("--layout", choices=(*LAYOUTS, *MOTION_LAYOUTS), default="mevis", help="layout to write (mevis)")
-    make.add_argument("--split", help="split of the layout (valid_u, ref_davis: valid, others: train)")
-    make.add_argument("--clips", type=int, default=16, metavar="N", help="number of clips (16)")
+    layouts = (*LAYOUTS, *STILL_LAYOUTS, *MOTION_LAYOUTS)
+    make.add_argument("--layout", choices=layouts, default="mevis", help="layout to write (mevis)")
+    make.add_argument("--split", help="split of the layout (valid_u, ref_davis: valid, stills: val, others: train)")
+    make.add_argument("--clips", type=int, default=16, metavar="N", help="number of clips or stills (16)")
     make.add_argument(
         "--from", dest="stream", default="held_out", help="clips to take: held_out, valid, train (held_out)"
     )
     make.add_argument("--seed", type=int, default=0, help="base seed of the clips (0)")
-    make.add_argument("--size", type=int, nargs=2, default=(96, 96), metavar=("H", "W"), help="frame size (96 96)")
-    make.add_argument("--frames", type=int, default=9, metavar="T", help="frames a clip (9)")
+    make.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="frame size (96 96; stills: 168 168)")
+    make.add_argument("--frames", type=int, metavar="T", help="frames a clip (9)")
     make.add_argument("--no-masks", action="store_true", help="withhold the truth, as MeViS's valid split does")
     checks = actions.add_parser(
         "check",
@@ -88,8 +98,10 @@ def run(args: argparse.Namespace) -> int:
 def _make(args: argparse.Namespace) -> int:
     if args.layout in MOTION_LAYOUTS:
         return _make_motion(args)
+    if args.layout in STILL_LAYOUTS:
+        return _make_stills(args)
     try:
-        config = MovingShapesConfig(size=tuple(args.size), frames=args.frames, seed=args.seed, split=args.stream)
+        config = MovingShapesConfig(size=_size(args), frames=_frames(args), seed=args.seed, split=args.stream)
     except ValueError as error:
         raise InputError(str(error)) from None
     source = MovingShapes(config)
@@ -119,7 +131,7 @@ def _make_motion(args: argparse.Namespace) -> int:
         raise InputError(f"--split and --no-masks: {args.layout} has no splits and no part without masks")
     try:
         config = geometric.GeometricShapesConfig(
-            size=tuple(args.size), frames=args.frames, seed=args.seed, split=args.stream, with_flow=False, empty=0.0
+            size=_size(args), frames=_frames(args), seed=args.seed, split=args.stream, with_flow=False, empty=0.0
         )
     except ValueError as error:
         raise InputError(str(error)) from None
@@ -130,6 +142,32 @@ def _make_motion(args: argparse.Namespace) -> int:
         clips = write_layout(args.layout, staging.path(args.layout), source, range(args.clips))
     print(f"{clips} clips written to {args.output / args.layout}")
     return 0
+
+
+def _make_stills(args: argparse.Namespace) -> int:
+    if args.frames is not None or args.no_masks:
+        raise InputError(f"--frames and --no-masks: {args.layout} has single images, all of them with masks")
+    size = tuple(args.size or StillShapesConfig.size)
+    try:
+        source = StillShapes(StillShapesConfig(size=size, seed=args.seed, split=args.stream))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if not 1 <= args.clips <= len(source):
+        raise InputError(f"--clips {args.clips}: {args.stream} has 1 to {len(source)} images")
+    folder, split = STILL_LAYOUTS[args.layout]
+    with Staging(args.output) as staging:
+        said = write_stills(args.layout, staging.path(folder), source, range(args.clips), args.split or split)
+    print(f"{args.clips} images with {said} expressions written to {args.output / folder}")
+    return 0
+
+
+def _size(args: argparse.Namespace) -> tuple[int, int]:
+    height, width = args.size or (96, 96)
+    return height, width
+
+
+def _frames(args: argparse.Namespace) -> int:
+    return 9 if args.frames is None else int(args.frames)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -174,6 +212,7 @@ def _print_hashes(as_json: bool) -> int:
     """The hashes of the held-out lists on this machine, to be compared with those of others."""
     splits = ("held_out", "held_out_absent")
     hashes = {split: list_hash(MovingShapes(MovingShapesConfig(split=split))) for split in splits}
+    hashes["held_out_stills"] = stills_list_hash(stills_held_out())
     if as_json:
         print(json.dumps(hashes, indent=1))
     else:

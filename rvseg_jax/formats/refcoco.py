@@ -149,7 +149,7 @@ def splits_on_disk(root: Path, dataset: str, made_by: str) -> list[str]:
     """
     refs = root / dataset / f"refs({made_by}).p"
     if refs.is_file():
-        with _form_of(refs, "REFER's"):
+        with form_of(refs, "REFER's"):
             own = {ref["split"] for ref in plain_pickle.read(refs)}
             return [split for split in SPLITS[made_by] if any(in_split(name, split) for name in own)]
     if made_by != MADE_BY[dataset][0]:
@@ -164,11 +164,11 @@ def read_refer(refs: Path, instances: Path, split: str) -> list[Referral]:
     Raises: InputError where a file is missing, has another form, or lacks what the other names.
     """
     listed = plain_pickle.read(refs)
-    with _form_of(instances, "COCO's"):
+    with form_of(instances, "COCO's"):
         coco = meta_expressions.read_json(instances)
-        images, shapes = _by_id(coco["images"], instances), _by_id(coco["annotations"], instances)
+        images, shapes = by_id(coco["images"], instances), by_id(coco["annotations"], instances)
     found = []
-    with _form_of(refs, "REFER's"):
+    with form_of(refs, "REFER's"):
         for ref in listed:
             if not in_split(ref["split"], split):
                 continue
@@ -176,7 +176,7 @@ def read_refer(refs: Path, instances: Path, split: str) -> list[Referral]:
             if image is None or shape is None:
                 what = f"image {ref['image_id']}" if image is None else f"annotation {ref['ann_id']}"
                 raise InputError(f"{refs}: ref {ref['ref_id']} names {what}, which {instances.name} lacks")
-            segmentations = (_compact(shape["segmentation"]),)
+            segmentations = (compact(shape["segmentation"]),)
             found += [
                 _referral(image, item["sent_id"], item["sent"], segmentations, instances) for item in ref["sentences"]
             ]
@@ -195,20 +195,20 @@ def read_listed(path: Path) -> list[Referral]:
 
     Raises: InputError where the file is missing or has another form.
     """
-    with _form_of(path, "FlowRVS's"):
+    with form_of(path, "FlowRVS's"):
         coco = meta_expressions.read_json(path)
-        images = _by_id(coco["images"], path)
+        images = by_id(coco["images"], path)
         shapes: dict[Any, list[Any]] = {number: [] for number in images}
         for item in coco["annotations"]:
             if item["image_id"] not in shapes:
                 raise InputError(f"{path}: annotation {item['id']} names image {item['image_id']}, which is not there")
-            shapes[item["image_id"]].append(_compact(item["segmentation"]))
+            shapes[item["image_id"]].append(compact(item["segmentation"]))
         return [
             _referral(image, number, image["caption"], tuple(shapes[number]), path) for number, image in images.items()
         ]
 
 
-def _by_id(items: Sequence[Mapping[str, Any]], path: Path) -> dict[Any, Mapping[str, Any]]:
+def by_id(items: Sequence[Mapping[str, Any]], path: Path) -> dict[Any, Mapping[str, Any]]:
     found = {item["id"]: item for item in items}
     if len(found) != len(items):
         raise InputError(f"{path} has {len(items)} entries with {len(found)} ids; every id may be there once")
@@ -222,7 +222,7 @@ def _referral(image: Mapping[str, Any], key: Any, text: Any, segmentations: tupl
     return Referral(meta_expressions.bare_name(image["file_name"], path), size, str(key), text, segmentations)
 
 
-def _compact(segmentation: Any) -> Any:
+def compact(segmentation: Any) -> Any:
     """Polygons as arrays, a tenth of the memory; anything else as it is, to be judged when a mask is drawn."""
     if isinstance(segmentation, list) and all(isinstance(part, list) for part in segmentation):
         try:
@@ -233,7 +233,7 @@ def _compact(segmentation: Any) -> Any:
 
 
 @contextmanager
-def _form_of(path: Path, whose: str) -> Iterator[None]:
+def form_of(path: Path, whose: str) -> Iterator[None]:
     try:
         yield
     except InputError:
