@@ -40,12 +40,43 @@ def interval(values: np.ndarray, *, level: float = 0.95, resamples: int = 10_000
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not values.size or np.isnan(values).any():
         raise ValueError(f"an interval needs a list of numbers, not an array of shape {values.shape} or with NaN")
+    return ratio_interval(values, np.ones(values.size), level=level, resamples=resamples, seed=seed)
+
+
+def ratio_interval(
+    numerators: np.ndarray,
+    denominators: np.ndarray,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap of sum / sum over independent clusters, such as images with several expressions each.
+
+    A resample whose denominators add up to nothing is left out.
+
+    Shapes:
+      numerators, denominators: [n], sums within each cluster, n at least 1.
+
+    Args:
+      level, resamples, seed: as `interval`.
+
+    Raises:
+      ValueError: as `interval`, or where all denominators are 0.
+    """
+    above, below = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    if above.ndim != 1 or above.shape != below.shape or not above.size or np.isnan(above + below).any():
+        raise ValueError(f"a ratio needs two lists of numbers, not arrays of shapes {above.shape} and {below.shape}")
+    if not below.sum():
+        raise ValueError("a ratio needs a denominator above 0")
     if not 0 < level < 1 or resamples < 1:
         raise ValueError(f"level {level} must lie between 0 and 1 and resamples {resamples} be positive")
     draws = np.random.default_rng(seed)
-    means = np.empty(resamples)
+    found = np.empty(resamples)
     for start in range(0, resamples, _BLOCK):
-        block = means[start : start + _BLOCK]
-        block[:] = values[draws.integers(values.size, size=(block.size, values.size))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values.mean()), float(low), float(high), level)
+        block = found[start : start + _BLOCK]
+        chosen = draws.integers(above.size, size=(block.size, above.size))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            block[:] = above[chosen].sum(axis=1) / below[chosen].sum(axis=1)
+    low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(above.sum() / below.sum()), float(low), float(high), level)

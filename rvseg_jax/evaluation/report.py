@@ -1,7 +1,7 @@
 """What `rvseg eval` prints of a result."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,15 @@ def show(evaluation: Evaluation, folder: Path) -> None:
     for name, digest in summary.get("list_hashes", {}).items():
         print(f"list {name}  sha256 {digest}")
     print(f"expected {evaluation.expected}, scored {len(evaluation.scores)}, missing {len(summary['missing'])}")
+    if "expressions" in summary:
+        print(f"expressions: expected {summary['expressions']['expected']}, scored {summary['expressions']['scored']}")
     print(f"missing counts as: {summary['missing_policy']}; officially: {summary['official_missing_policy']}")
     for gap in summary["missing"]:
         print(f"  missing: {gap['video']}/{gap['expression']}, {gap['frames']} frames")
     for failure in evaluation.failed:
         print(f"  failed: sample {failure['index']}: {failure['error']}")
     for name, group in _groups(summary).items():
-        _show_group(name, group)
+        _show_group(name, group, summary.get("shown", _SHOWN))
     for name, margin in summary.get("margins", {}).items():
         _show_interval(f"margin over {name}", margin)
     for name, accuracy in summary.get("accuracies", {}).items():
@@ -61,14 +63,17 @@ def _groups(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The groups that are worth a line, by name."""
     bound = {"reconstruction": summary["reconstruction"]} if "reconstruction" in summary else {}
     groups = bound | {**summary.get("annotators", {}), "overall": summary["overall"]}
+    groups |= {f"as {name}": group for name, group in summary.get("protocols", {}).items()}
     groups |= {**summary.get("by_kind", {}), **summary.get("controls", {})}
     return groups | ({"by sentence": summary["by_sentence"]} if summary.get("by_sentence") else {})
 
 
-def _show_group(name: str, group: Mapping[str, Any]) -> None:
-    numbers = "  ".join(f"{key} {_number(group[key])}" for key in _SHOWN if key in group)
+def _show_group(name: str, group: Mapping[str, Any], shown: Sequence[str]) -> None:
+    numbers = "  ".join(f"{key} {_number(group[key])}" for key in shown if key in group)
     interval = group.get("J&F_interval")
     band = f"  95% [{interval['low']:.4f}, {interval['high']:.4f}]" if interval else ""
+    if interval := group.get("gIoU_interval"):
+        band = f"  gIoU 95% [{interval['low']:.4f}, {interval['high']:.4f}]"
     print(f"{name}: {numbers}{band}")
 
 
