@@ -1,6 +1,7 @@
 """InternLM2 and InternLM2.5, keys as in upstream's `InternLM2ForCausalLM`."""
 
 from rvseg_jax.convert.rules import Alias, Drop, Entry, Operation, Rule, Table, linear, reshape, split
+from rvseg_jax.core.errors import InputError
 from rvseg_jax.models.lm.config import LanguageModelConfig
 
 _LAYER = "model.layers.{layer}"
@@ -18,10 +19,10 @@ def table(cfg: LanguageModelConfig) -> Table:
     """Rules for any sizes.
 
     Raises:
-      ValueError: for a config with biases, which upstream's attention has in its fused projection.
+      InputError: for a config with biases, which upstream's attention has in its fused projection.
     """
     if cfg.attention_bias:
-        raise ValueError("InternLM2 has no biases: set attention_bias to False")
+        raise InputError("InternLM2 has no biases: set attention_bias to False")
     projections = tuple(f"layers/self_attn/{name}_proj/kernel" for name in "qkv")
     head, embeddings = "output.weight", "model.tok_embeddings.weight"
     entries: list[Entry] = [
