@@ -63,13 +63,17 @@ def _groups(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The groups that are worth a line, by name."""
     bound = {"reconstruction": summary["reconstruction"]} if "reconstruction" in summary else {}
     groups = bound | {**summary.get("annotators", {}), "overall": summary["overall"]}
-    groups |= {f"as {name}": group for name, group in summary.get("protocols", {}).items()}
+    others = {
+        name: group for name, group in summary.get("protocols", {}).items() if group["text"] != summary["protocol"]
+    }
+    groups |= {f"as {name}": group for name, group in others.items()}
     groups |= {**summary.get("by_kind", {}), **summary.get("controls", {})}
     return groups | ({"by sentence": summary["by_sentence"]} if summary.get("by_sentence") else {})
 
 
 def _show_group(name: str, group: Mapping[str, Any], shown: Sequence[str]) -> None:
-    numbers = "  ".join(f"{key} {_number(group[key])}" for key in shown if key in group)
+    # A measure that samples of a kind do not determine is none of theirs.
+    numbers = "  ".join(f"{key} {group[key]:.4f}" for key in shown if group.get(key) is not None)
     interval = group.get("J&F_interval")
     band = f"  95% [{interval['low']:.4f}, {interval['high']:.4f}]" if interval else ""
     if interval := group.get("gIoU_interval"):
@@ -82,7 +86,3 @@ def _show_interval(name: str, interval: Mapping[str, float] | None) -> None:
         print(f"{name}: none")
     else:
         print(f"{name}: {interval['mean']:.4f}  95% [{interval['low']:.4f}, {interval['high']:.4f}]")
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rvseg_jax.core.errors import CheckFailed, InputError
-from rvseg_jax.evaluation import bootstrap, image_jobs, image_scores
+from rvseg_jax.evaluation import bootstrap, image_jobs, image_scores, report
 from rvseg_jax.evaluation.image_scores import (
     GRES_OFFICIAL,
     GRES_UPSTREAM,
@@ -362,3 +362,16 @@ def test_jobs_name_what_they_do_not_have(tmp_path):
                 predict=knowing, folder=tmp_path / "x", settings={}, options=options, **{"root": None} | given
             )
     assert image_jobs.names() == tuple(image_jobs.image_jobs(CONFIG))
+
+
+def test_the_report_names_protocols_and_counts(tmp_path, capsys):
+    report.show(run(tmp_path / "run", knowing, count=2), tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == PLAIN.text and "expressions: expected 10, scored 10" in lines
+    (official,) = [line for line in lines if line.startswith("as official: ")]
+    assert "cIoU 1.0000  gIoU 1.0000  N-acc 1.0000" in official and not any(
+        line.startswith("as plain") for line in lines
+    )
+    (reject,) = [line for line in lines if line.startswith("always_reject: ")]
+    assert "gIoU 0.3000" in reject and "none" not in reject
+    assert any(line.startswith("margin over other_phrase: 1.0000") for line in lines)
