@@ -1,15 +1,14 @@
 """Folders of numbered frame images: listing in frame order, reading, writing."""
 
-import io
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from rvseg_jax.core.errors import InputError
+from rvseg_jax.processing.image import read_rgb, stored_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
@@ -39,12 +38,12 @@ def list_frames(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read one image as RGB, turned upright by its EXIF orientation.
+    """Read one image as RGB, turned upright by its EXIF orientation; see `processing.image.read_rgb`.
 
     Shapes: result [H, W, 3], uint8.
     Raises: InputError where the file cannot be read as an image.
     """
-    return _pixels(path, str(path))
+    return read_rgb(path)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -52,28 +51,17 @@ def image_size(path: Path) -> tuple[int, int]:
 
     Raises: InputError where the file cannot be read as an image.
     """
-    return _upright_size(path, str(path))
+    return stored_size(path, upright=True)
 
 
 def decode_image(data: bytes, where: str) -> np.ndarray:
     """As `read_image`, from the bytes of a file; `where` is what to call it in messages."""
-    return _pixels(io.BytesIO(data), where)
+    return read_rgb(data, where=where)
 
 
 def encoded_size(data: bytes, where: str) -> tuple[int, int]:
     """As `image_size`, from the bytes of a file; `where` is what to call it in messages."""
-    return _upright_size(io.BytesIO(data), where)
-
-
-def _pixels(file: Path | io.BytesIO, where: str) -> np.ndarray:
-    with _opened(file, where) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-
-
-def _upright_size(file: Path | io.BytesIO, where: str) -> tuple[int, int]:
-    with _opened(file, where) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return (image.width, image.height) if turned else (image.height, image.width)
+    return stored_size(data, upright=True, where=where)
 
 
 def write_frames(folder: Path, images: Iterable[np.ndarray], *, suffix: str = ".jpg") -> list[Path]:
@@ -93,13 +81,3 @@ def write_frames(folder: Path, images: Iterable[np.ndarray], *, suffix: str = ".
 def _natural_key(text: str) -> list[tuple[int, int, str]]:
     parts = re.split(r"(\d+)", text)
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
-
-
-@contextmanager
-def _opened(file: Path | io.BytesIO, where: str) -> Iterator[Image.Image]:
-    try:
-        with Image.open(file) as image:
-            yield image
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise InputError(f"{where} cannot be read as an image ({reason}); replace or remove it") from None

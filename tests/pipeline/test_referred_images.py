@@ -212,6 +212,12 @@ def test_what_does_not_fit_is_named(tmp_path, ref, annotation, message):
     ("damage", "message"),
     [
         (lambda f: (f / "grefcoco/instances.json").write_text('{"images": [{"id": 1'), "instances.json cannot be read"),
+        (
+            lambda f: (f / "grefcoco/instances.json").write_text(
+                (f / "grefcoco/instances.json").read_text().replace('"height": 6', '"height": 0')
+            ),
+            r"instances.json: image 1 has size \(0, 8\)",
+        ),
         (lambda f: (f / "grefcoco/grefs(unc).json").unlink(), r"holds no grefs\(unc\).json and no grefs\(unc\).p"),
         (lambda f: shutil.rmtree(f / "images"), "holds no images of grefcoco; looked for images/mscoco"),
         (lambda f: next((f / "images").rglob("*.jpg")).unlink(), "COCO_train2014_1.jpg is missing"),
