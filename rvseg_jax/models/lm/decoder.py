@@ -148,7 +148,7 @@ class LanguageModel(nnx.Module):
         noted = cache.noted(_all_valid(x) if valid is None else valid, positions)
         carry = Buffers(x, cache.keys, cache.values)
         shared = (rotary(self.cfg, positions), noted.valid, cache.filled)
-        return self._through_buffers(carry, noted, _apply_with_cache, shared, mode)
+        return self._through_buffers(carry, noted, _apply_with_cache, shared, mode, remat)
 
     def prefill(
         self,
@@ -171,11 +171,11 @@ class LanguageModel(nnx.Module):
         cache = KVCache.empty(self.cfg, x.shape[0], size)
         noted = cache.noted(_all_valid(x) if valid is None else valid, positions)
         carry = Buffers(x, cache.keys, cache.values)
-        return self._through_buffers(carry, noted, _apply_and_keep, (rotary(self.cfg, positions),), mode)
+        return self._through_buffers(carry, noted, _apply_and_keep, (rotary(self.cfg, positions),), mode, "none")
 
-    def _through_buffers(self, carry, noted, apply, shared, mode):
+    def _through_buffers(self, carry, noted, apply, shared, mode, remat):
         layers = jnp.arange(self.cfg.num_hidden_layers)
-        carry, _ = stack.run(self.layers, carry, apply, *shared, per_layer=layers, mode=mode)
+        carry, _ = stack.run(self.layers, carry, apply, *shared, per_layer=layers, mode=mode, remat=remat)
         cache = KVCache(
             constrain_buffer(carry.keys),
             constrain_buffer(carry.values),
