@@ -19,18 +19,11 @@ from rvseg_jax.input_pipeline.mixture import Mixture
 from rvseg_jax.input_pipeline.resampling import resize_masks
 from rvseg_jax.input_pipeline.sources import Source
 from rvseg_jax.processing import mllmseg_text
+from rvseg_jax.processing.image import squashed
 
 # A question and its answer as named arrays of fixed shapes; the caller's tokeniser.
 Tokenise = Callable[[str, str], Mapping[str, np.ndarray]]
 COCO_BOX = (640, 640)  # holds every image of COCO
-
-
-def squashed(image: np.ndarray, size: int) -> np.ndarray:
-    """An image squashed to a square by Pillow's bicubic filter with antialiasing, as MLLMSeg reads all images.
-
-    Shapes: uint8 [H, W, 3] -> uint8 [S, S, 3].
-    """
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def encoded_again(image: np.ndarray, quality: int) -> np.ndarray:

@@ -10,6 +10,8 @@ from typing import Any, get_args
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.evaluation import (
     datasets,
+    image_jobs,
+    image_predictors,
     motion_jobs,
     moving_shapes,
     processes,
@@ -51,20 +53,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SYSTEM",
         help=f"one of {', '.join([*base.names(), *trackers.names()])}, or a folder of masks",
     )
-    names = [*sorted({*datasets.NAMES, *motion_jobs.names()}), _EVERY]
+    names = [*sorted({*datasets.NAMES, *motion_jobs.names(), *image_jobs.names()}), _EVERY]
     parser.add_argument("dataset", choices=names, metavar="DATASET", type=_dataset, help=", ".join(names))
     parser.add_argument("root", nargs="?", type=Path, metavar="ROOT", help="the dataset's folder (moving_shapes: none)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where results are written")
     parser.add_argument("--checkpoint", type=Path, help="converted checkpoint; the bundled tiny weights if not given")
     parser.add_argument("--dtype", help="precision of the system: parity, float32, bfloat16 or mixed")
-    parser.add_argument("--split", help="split of the dataset (mevis: valid_u if not given; others: valid)")
+    parser.add_argument(
+        "--split", help="split of the dataset (mevis: valid_u if not given; images: val; others: valid)"
+    )
     parser.add_argument("--year", choices=("2016", "2017"), help="list of videos (davis; the later one that is there)")
-    parser.add_argument("--write-masks", action="store_true", help="write masks into DIR/masks (davis, motion)")
+    parser.add_argument("--write-masks", action="store_true", help="write masks into DIR/masks (davis, motion, images)")
     parser.add_argument("--frames", type=Path, help="folder of the videos' frames, if not in the split (mevis)")
     parser.add_argument(
         "--protocol",
-        choices=(*protocols.REF_DAVIS, *motion_jobs.PROTOCOLS),
-        help="which protocol (ref_davis: official if not given; motion: upstream if not given)",
+        choices=tuple(dict.fromkeys((*protocols.REF_DAVIS, *motion_jobs.PROTOCOLS, *image_jobs.PROTOCOLS))),
+        help="which protocol (ref_davis: official if not given; motion and images: upstream, where it has one)",
+    )
+    parser.add_argument(
+        "--read-truth",
+        action="store_true",
+        help="mllmseg as published: all phrases of an image at once, and the model reads the true answer instead of "
+        "writing its own, so that it sees which phrases before one name nothing. N-acc and T-acc come out too high",
     )
     parser.add_argument("--batch", type=int, default=4, help="sentences of one clip in one call (4)")
     parser.add_argument("--threshold", type=float, help="probability of foreground; the system's own if not given")
@@ -102,9 +112,9 @@ def run(args: argparse.Namespace) -> int:
     jobs = _jobs(args.system)
     if args.dataset not in jobs:
         raise InputError(f"{args.system} cannot be scored on {args.dataset}, only on {', '.join(jobs)}")
-    if jobs is not _JOBS:
-        _refuse_options(args, _OF_SENTENCES if jobs is _TRACKING_JOBS else (*_OF_SENTENCES[1:], "split", "year"))
-    evaluation = jobs[args.dataset](args, options)
+    job = jobs[args.dataset]
+    _refuse_options(args, _MEANINGLESS.get(job, ("read_truth",)))
+    evaluation = job(args, options)
     if evaluation.waiting:
         return _report_part(evaluation, part, as_json=args.json)
     if not options.together or part.index == 0:
@@ -327,8 +337,39 @@ def _motion(args: argparse.Namespace, options: EvaluationOptions) -> Evaluation:
     )
 
 
-# Options of systems that read sentences; motion segmentation has protocols too.
-_OF_SENTENCES = ("protocol", "threshold", "whole_clip", "frames", "missing", "by_sentence", "subset")
+def _images(args: argparse.Namespace, options: EvaluationOptions) -> Evaluation:
+    settings: dict[str, Any] = {"system": args.system, "read_truth": args.read_truth}
+    if _is_folder(args.system):
+        if args.read_truth:
+            raise InputError("--read-truth is for a system that answers, not for a folder of masks")
+        predict = image_jobs.from_folder(Path(args.system))
+    else:
+        system: Any = _system(args)
+        if args.read_truth and args.threshold is not None:
+            raise InputError("--threshold means nothing with --read-truth, which scores at 0.5 as published")
+        predict = (
+            image_predictors.reading_truth(system)
+            if args.read_truth
+            else image_predictors.answering(system, args.threshold)
+        )
+        settings |= {
+            "checkpoint": None if args.checkpoint is None else str(args.checkpoint),
+            "dtype": args.dtype,
+            "settings": list(args.set),
+            "threshold": args.threshold,
+        }
+    return image_jobs.evaluate(
+        args.dataset,
+        None if args.dataset == datasets.MOVING_SHAPES else _root(args),
+        predict,
+        args.output,
+        split=args.split,
+        protocol=args.protocol,
+        settings=settings,
+        options=options,
+        masks_folder=args.output / "masks" if args.write_masks else None,
+        progress=_progress(),
+    )
 
 
 def _refuse_options(args: argparse.Namespace, names: Sequence[str]) -> None:
@@ -342,8 +383,18 @@ def _refuse_options(args: argparse.Namespace, names: Sequence[str]) -> None:
             raise InputError(f"--{name.replace('_', '-')} means nothing for {args.system} on {args.dataset}")
 
 
-# Datasets of trackers, of systems that find what moves, and of those that read sentences; moving_shapes has clips for
-# all of them.
+# Options that mean nothing for some jobs.
+_OF_VIDEOS = ("whole_clip", "frames", "missing", "by_sentence", "subset")
+_OF_SENTENCES = (*_OF_VIDEOS, "protocol", "threshold", "read_truth")
+_MEANINGLESS: Mapping[Any, Sequence[str]] = {
+    _davis: _OF_SENTENCES,
+    _tracking_shapes: _OF_SENTENCES,
+    _motion: (*_OF_VIDEOS, "threshold", "read_truth", "split", "year"),
+    _images: (*_OF_VIDEOS, "year"),
+}
+
+# Datasets of trackers, of systems that find what moves, of those that read sentences, and of those that do so about
+# images; moving_shapes has something for all of them.
 _TRACKING_JOBS = {datasets.DAVIS: _davis, datasets.MOVING_SHAPES: _tracking_shapes}
 _JOBS = {
     datasets.MEVIS: _mevis,
@@ -354,6 +405,7 @@ _JOBS = {
 
 
 _MOTION_JOBS = dict.fromkeys(motion_jobs.names(), _motion)
+_IMAGE_JOBS = _JOBS | dict.fromkeys(image_jobs.names(), _images)
 
 
 def _jobs(system: str) -> Mapping[str, Callable[[argparse.Namespace, EvaluationOptions], Evaluation]]:
@@ -362,7 +414,10 @@ def _jobs(system: str) -> Mapping[str, Callable[[argparse.Namespace, EvaluationO
         return _TRACKING_JOBS
     if system in base.names() and not base.module(system).READS_TEXT:
         return _MOTION_JOBS
-    return _JOBS
+    if system in base.names():
+        return _IMAGE_JOBS if base.module(system).FOR_IMAGES else _JOBS
+    # A folder of masks may be of images or of videos; that of moving_shapes is of videos.
+    return _IMAGE_JOBS | _JOBS
 
 
 def _dataset(name: str) -> str:

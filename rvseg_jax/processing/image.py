@@ -53,6 +53,14 @@ def stored_size(source: Path | str | bytes, *, upright: bool = False, where: str
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
+def squashed(image: np.ndarray, size: int) -> np.ndarray:
+    """An image squashed to a square by Pillow's bicubic filter with antialiasing, as MLLMSeg reads all images.
+
+    Shapes: uint8 [H, W, 3] -> uint8 [S, S, 3].
+    """
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
 def of_pillow(image: Image.Image, where: str = "an image") -> np.ndarray:
     """A Pillow image as it lies in memory.
 

@@ -83,6 +83,8 @@ class SystemModule(Protocol):
 
     # Whether the system is told by sentences what to segment; one that is not gives a single mask.
     READS_TEXT: bool
+    # Whether it is made for single images and several sentences about each, and is scored on such datasets too.
+    FOR_IMAGES: bool
 
     def load(self, checkpoint: Path | None, *, dtype: str | None, mesh: Any, **options: Any) -> System:
         """Build the system from a checkpoint folder, or with the bundled tiny weights where it is None."""
@@ -94,6 +96,7 @@ class SystemModule(Protocol):
 _MODULES: dict[str, str | SystemModule] = {
     "flowrvs": "rvseg_jax.systems.flowrvs",
     "geomotion": "rvseg_jax.systems.geomotion",
+    "mllmseg": "rvseg_jax.systems.mllmseg",
 }
 
 

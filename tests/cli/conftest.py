@@ -46,6 +46,7 @@ class Module:
     """What `rvseg_jax.systems.red_things` would hold."""
 
     READS_TEXT = True
+    FOR_IMAGES = False
 
     def __init__(self):
         self.loads = []

@@ -10,9 +10,10 @@ from PIL import Image
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.input_pipeline.datasets.moving_shapes.stills import StillShapes, StillShapesConfig
 from rvseg_jax.input_pipeline.image_referrals import Expression, ImageArray, ImageReferrals, MaskArray
-from rvseg_jax.input_pipeline.image_rows import ReferringImageRow, encoded_again, mixed, squashed
+from rvseg_jax.input_pipeline.image_rows import ReferringImageRow, encoded_again, mixed
 from rvseg_jax.input_pipeline.loader import make_loader
 from rvseg_jax.processing import mllmseg_text
+from rvseg_jax.processing.image import squashed
 
 SIZE = (20, 30)
 PIXELS = np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype(np.uint8)

@@ -10,11 +10,11 @@ from flax import nnx
 
 from rvseg_jax.api import Predictor
 from rvseg_jax.core.errors import InputError
-from rvseg_jax.input_pipeline.image_rows import squashed
 from rvseg_jax.models.mllmseg.config import MLLMSegConfig
 from rvseg_jax.models.mllmseg.model import MLLMSeg, image_states, states_before
 from rvseg_jax.processing import chat, mllmseg_text
 from rvseg_jax.processing.chat import ChatTokenizer
+from rvseg_jax.processing.image import squashed
 from rvseg_jax.systems.mllmseg import loading
 from rvseg_jax.systems.mllmseg.answering import normalised
 from rvseg_jax.systems.mllmseg.config import MLLMSegSystemConfig

@@ -357,7 +357,13 @@ def test_mevis_by_its_rules(tmp_path, capsys):
 
 def test_eval_command_runs_a_system(tmp_path, monkeypatch, capsys):
     module = type(
-        "Module", (), {"READS_TEXT": True, "load": staticmethod(lambda checkpoint, *, dtype, mesh, **options: Fake())}
+        "Module",
+        (),
+        {
+            "READS_TEXT": True,
+            "FOR_IMAGES": False,
+            "load": staticmethod(lambda checkpoint, *, dtype, mesh, **options: Fake()),
+        },
     )
     monkeypatch.setitem(base._MODULES, "fake", module)
     split = mevis_split(tmp_path / "split")

@@ -165,7 +165,13 @@ def test_official_asks_for_scores(root, tmp_path, monkeypatch, capsys):
             return [Verdict("no_target", 0.0)] * len(texts)
 
     module = type(
-        "Module", (), {"READS_TEXT": True, "load": staticmethod(lambda checkpoint, *, dtype, mesh, **options: Masks())}
+        "Module",
+        (),
+        {
+            "READS_TEXT": True,
+            "FOR_IMAGES": False,
+            "load": staticmethod(lambda checkpoint, *, dtype, mesh, **options: Masks()),
+        },
     )
     monkeypatch.setitem(base._MODULES, "masks", module)
     assert run_eval("masks", "ref_davis", root, "-o", tmp_path / "out") == 1

@@ -75,7 +75,13 @@ class Counting:
 def system(monkeypatch) -> Counting:
     made = Counting()
     module = type(
-        "Module", (), {"READS_TEXT": True, "load": staticmethod(lambda checkpoint, *, dtype, mesh, **options: made)}
+        "Module",
+        (),
+        {
+            "READS_TEXT": True,
+            "FOR_IMAGES": False,
+            "load": staticmethod(lambda checkpoint, *, dtype, mesh, **options: made),
+        },
     )
     monkeypatch.setitem(base._MODULES, "counting", module)
     return made

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
 
 TINY = "zoo/flowrvs_tiny"
 READS_TEXT = True
+FOR_IMAGES = False
 
 
 def load(checkpoint: Path | None, *, dtype: str | None = None, mesh: Any = None, **settings: Any) -> "FlowRVS":

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
 
 TINY = "zoo/geomotion_tiny"
 READS_TEXT = False
+FOR_IMAGES = False
 
 
 def checkpoint_folder(checkpoint: Path | None, command: str) -> Path:

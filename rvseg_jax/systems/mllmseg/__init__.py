@@ -8,6 +8,7 @@ if TYPE_CHECKING:
 
 TINY = "zoo/mllmseg_tiny"
 READS_TEXT = True
+FOR_IMAGES = True
 
 
 def load(checkpoint: Path | None, *, dtype: str | None = None, mesh: Any = None, **settings: Any) -> "MLLMSegSystem":

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rvseg_jax.core.errors import InputError
-from rvseg_jax.input_pipeline.image_rows import squashed
 from rvseg_jax.models.mllmseg.model import MLLMSeg
 from rvseg_jax.ops.resize import resize
 from rvseg_jax.processing.chat import ChatTokenizer
+from rvseg_jax.processing.image import squashed
 from rvseg_jax.processing.video import Video
 from rvseg_jax.systems.base import MaskChunk, Progress, SegmentOptions, Status, Verdict
 from rvseg_jax.systems.mllmseg.answering import Answering, PhraseAnswer, TruthRead

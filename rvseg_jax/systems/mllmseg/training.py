@@ -18,7 +18,7 @@ from rvseg_jax.core.errors import InputError
 from rvseg_jax.core.precision import Precision
 from rvseg_jax.input_pipeline.datasets.image_sets import open_images
 from rvseg_jax.input_pipeline.datasets.moving_shapes.stills import StillShapes, StillShapesConfig
-from rvseg_jax.input_pipeline.image_rows import ReferringImageRow, mixed, squashed
+from rvseg_jax.input_pipeline.image_rows import ReferringImageRow, mixed
 from rvseg_jax.input_pipeline.resampling import resize_masks
 from rvseg_jax.layers import lora, stack
 from rvseg_jax.layers.linear import LoraSpec
@@ -29,6 +29,7 @@ from rvseg_jax.models.mllmseg.model import MLLMSeg, image_states, states_before
 from rvseg_jax.parallel.rules import Table
 from rvseg_jax.parts import parameters
 from rvseg_jax.parts.parameters import Params
+from rvseg_jax.processing.image import squashed
 from rvseg_jax.systems.mllmseg import loading
 from rvseg_jax.systems.mllmseg.answering import Answering, normalised
 from rvseg_jax.systems.mllmseg.config import MLLMSegSystemConfig
