@@ -16,6 +16,7 @@ from flax import nnx
 
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.core.precision import Precision
+from rvseg_jax.core.tree_paths import SEPARATOR, matches
 from rvseg_jax.input_pipeline.datasets.image_sets import open_images
 from rvseg_jax.input_pipeline.datasets.moving_shapes.stills import StillShapes, StillShapesConfig
 from rvseg_jax.input_pipeline.image_rows import ReferringImageRow, mixed
@@ -75,6 +76,7 @@ class SegmentTrainingConfig:
       batch_statistics: the decoder's batch norm takes each image's own statistics and averages them, as upstream;
         otherwise it uses the stored ones.
       lora_rank, lora_alpha, lora_dropout: of adapters on the language model; rank 0 has none.
+      base_bfloat16: InternVL's weights are stored in bfloat16, all but those that `TRAINED` names.
       pretrained: pairs (part, folder) of what training starts from: "mllmseg", or "internvl" for everything but the
         mask decoder, whose words get two more rows.
       remat: what the backward pass computes again.
@@ -97,6 +99,7 @@ class SegmentTrainingConfig:
     lora_rank: int = 0
     lora_alpha: float = 128.0
     lora_dropout: float = 0.05
+    base_bfloat16: bool = False
     pretrained: tuple[tuple[str, str], ...] = ()
     remat: stack.Remat = "full"
     validation_images: int = 16
@@ -133,7 +136,8 @@ class SegmentTask:
 
     def init(self, key: jax.Array) -> Params:
         """{"internvl": ..., "mask_decoder": ...}."""
-        return parameters.initialised(self._model, key)
+        made = parameters.initialised(self._model, key)
+        return _stored_small(made) if self.config.base_bfloat16 else made
 
     def restore_pretrained(self, target: Params) -> Params:
         """The parts that the recipe names; adapters start anew."""
@@ -267,6 +271,16 @@ def moved(mean: jax.Array, var: jax.Array, seen: BatchStatistics) -> dict[str, j
     share = weight * jnp.append(left[1:], 1.0)
     corrected = seen.var * (seen.count / jnp.maximum(seen.count - 1, 1))[:, None]
     return {"mean": left[0] * mean + share @ seen.mean, "var": left[0] * var + share @ corrected}
+
+
+def _stored_small(params: Params, prefix: str = "") -> Params:
+    """Parameters with those in bfloat16 that `TRAINED` does not name."""
+    return {
+        key: _stored_small(value, f"{prefix}{key}{SEPARATOR}")
+        if isinstance(value, dict)
+        else value.astype(value.dtype if matches(f"{prefix}{key}", TRAINED) else jnp.bfloat16)
+        for key, value in params.items()
+    }
 
 
 def _with_new_rows(given: Params, wanted: Params) -> Params:
