@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from functools import cache
 
 import jax
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file
 
 from rvseg_jax.convert import peft, registry
 from rvseg_jax.convert.api import from_torch, to_torch
-from rvseg_jax.convert.peft_config import PeftConfig
+from rvseg_jax.convert.peft_config import PeftConfig, written
 from rvseg_jax.convert.plan import ConversionError
 from rvseg_jax.core.errors import InputError
 from rvseg_jax.core.precision import BFLOAT16, PARITY
@@ -292,6 +293,14 @@ def test_checkpoints_saved_with_peft_around_a_part(random_leaves):
         for path, adapter_leaf in lora.adapters(whole).items():
             np.testing.assert_array_equal(lora.adapters(same)[path].b, adapter_leaf.b)
     assert set(lora.adapters(whole)) == {f"layers/self_attn/{name}_proj" for name in "qkv"}
+
+
+def test_modules_are_named_exactly():
+    names = ["a.q", "b.q", "b.k"]
+    assert written({"a.q": SPEC, "b.q": SPEC}, names, "")["target_modules"] == ["q"]
+    only = written({"a.q": SPEC, "b.k": LoraSpec(2, 3)}, names, "")
+    assert [name for name in names if re.fullmatch(only["target_modules"], name)] == ["a.q", "b.k"]
+    assert PeftConfig.read(only).spec("b.k") == LoraSpec(2, 3) and PeftConfig.read(only).spec("a.q") == SPEC
 
 
 def test_adapters_that_do_not_fit(random_leaves):
