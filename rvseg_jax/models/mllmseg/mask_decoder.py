@@ -181,6 +181,8 @@ class MaskDecoder(nnx.Module):
         """
         batch, phrases, positions, _ = features.shape
         grid, patch = round(positions**0.5), self.cfg.patch_size
+        # Convolutions see whole images: with tokens cut between devices, XLA doubled the gradient of the last kernel.
+        features = constrain(features, "batch", None, None, None)
         x = self.to_pixels(rearrange(features, "b k (h w) d -> (b k) h w d", h=grid))
         x = x.reshape(batch, phrases, grid, grid, -1)
         statistics = None if counted is None else _statistics(x, counted)
@@ -189,7 +191,7 @@ class MaskDecoder(nnx.Module):
         else:
             x = self.norm(x, (statistics.mean[:, None, None, None], statistics.var[:, None, None, None]))
         x = jax.nn.relu(x)
-        x = rearrange(x, "b k h w (r c) -> (b k) (h r) (w c) 1", r=patch)
+        x = constrain(rearrange(x, "b k h w (r c) -> (b k) (h r) (w c) 1", r=patch), "batch", None, None, None)
         x = self.smooth(x)[..., 0].astype(jnp.float32)
         return x.reshape(batch, phrases, *x.shape[1:]), statistics
 
