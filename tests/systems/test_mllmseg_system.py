@@ -1,6 +1,7 @@
 """MLLMSeg as users have it: phrases in, answers that the model writes, masks of all that it points at."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,13 @@ from rvseg_jax.models.mllmseg.model import MLLMSeg, image_states, states_before
 from rvseg_jax.processing import chat, mllmseg_text
 from rvseg_jax.processing.chat import ChatTokenizer
 from rvseg_jax.processing.image import squashed
+from rvseg_jax.processing.video import ArrayVideo
 from rvseg_jax.systems.mllmseg import loading
 from rvseg_jax.systems.mllmseg.answering import normalised
+from rvseg_jax.systems.mllmseg.carrying import carried
 from rvseg_jax.systems.mllmseg.config import MLLMSegSystemConfig
 from rvseg_jax.systems.mllmseg.system import MLLMSegSystem, box_of
+from rvseg_jax.trackers.base import Session
 
 CONFIG = MLLMSegSystemConfig(MLLMSegConfig.tiny(), size=56, answer_tokens=8, rows=4)
 COUNT = CONFIG.image_tokens
@@ -197,3 +201,47 @@ def test_frames_and_checkpoints(system, weights, tokenizer, image, tmp_path):
     for phrases in ([], ["the red", " . "]):
         with pytest.raises(InputError, match="one or more"):
             system.answer([image], [phrases])
+
+
+class Repeating(Session):
+    """A tracker that leaves masks where they were."""
+
+    accepts = ("mask",)
+
+    def __init__(self):
+        super().__init__()
+        self.known = {}
+
+    def _step(self, frame, prompts, end):
+        self.known |= {object_id: prompt.mask for object_id, prompt in prompts.items()}
+        return np.stack([self.known[object_id] for object_id in self.ids]), np.full(len(self.ids), 0.75, np.float32)
+
+    def _forget(self, object_id):
+        del self.known[object_id]
+
+
+def test_a_tracker_carries_masks(system, weights, tokenizer, image):
+    """From the frame in which a phrase first names something; until then it is asked about now and then."""
+    red, blue = (by_hand(weights, tokenizer, image, text)[0] for text in ("the red circle", "the blue square"))
+    with_model(system, saying(weights, tokenizer, red / jnp.linalg.norm(red) - blue / jnp.linalg.norm(blue)))
+    phrases = ["the red circle", "the blue square"]
+    (first,) = system.answer([image], [phrases])
+    tracker = types.SimpleNamespace(session=lambda objects: Repeating())
+    clip = np.stack([image, image[::-1], image[:, ::-1], image])
+    found = list(carried(system, tracker, ArrayVideo(clip), phrases, threshold=None))
+    assert len(found) == 4
+    for masks, verdicts in found:
+        np.testing.assert_array_equal(masks[0], first.masks[0])
+        assert verdicts[0].score == 0.75 and not masks[1].any() and verdicts[1].status == "no_target"
+    asked, inner = [], system.answer
+    system.config = dataclasses.replace(CONFIG, ask_every=2)
+
+    def answer(images, own, **options):
+        asked.append(list(own[0]))
+        return inner(images, own, **options)
+
+    system.answer = answer
+    list(carried(system, tracker, ArrayVideo(clip), phrases, threshold=None))
+    del system.answer
+    system.config = CONFIG
+    assert asked == [phrases, ["the blue square"]]

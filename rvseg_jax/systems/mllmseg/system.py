@@ -1,6 +1,6 @@
 """MLLMSeg as the library offers it: images or frames and phrases in, masks out."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -15,6 +15,7 @@ from rvseg_jax.processing.image import squashed
 from rvseg_jax.processing.video import Video
 from rvseg_jax.systems.base import MaskChunk, Progress, SegmentOptions, Status, Verdict
 from rvseg_jax.systems.mllmseg.answering import Answering, PhraseAnswer, TruthRead
+from rvseg_jax.systems.mllmseg.carrying import carried, tracker_of
 from rvseg_jax.systems.mllmseg.config import MLLMSegSystemConfig
 
 
@@ -48,6 +49,7 @@ class MLLMSegSystem:
         self._tokenizer = tokenizer
         self._answering = Answering(config, model, tokenizer)
         self._enlarged = jax.jit(_enlarged, static_argnums=1)
+        self._tracker = tracker_of(config.tracker, config.tracker_checkpoint) if config.tracker else None
         rest = len(tokenizer.prompt("<image>", config.image_tokens)) + config.answer_tokens
         # A phrase stands in the question and in the answer.
         self.max_tokens = max(0, (model.cfg.internvl.language.max_position_embeddings - rest) // 2)
@@ -72,19 +74,27 @@ class MLLMSegSystem:
           For each phrase "ok" and the mean score of the frames in which it names something, else how it ended most.
         """
         tally = [_Tally() for _ in texts]
-        if self.config.tracker:
-            from rvseg_jax.systems.mllmseg.carrying import carried
-
-            found = carried(self, video, texts, options)
-        else:
-            found = ((frame, self.answer([frame], [texts], threshold=options.threshold)[0]) for frame in video)
-        for index, (_, answers) in enumerate(found):
-            for own, verdict in zip(tally, answers.verdicts, strict=True):
+        for index, (masks, verdicts, scores) in enumerate(self._frames(video, texts, options)):
+            for own, verdict in zip(tally, verdicts, strict=True):
                 own.add(verdict)
-            yield MaskChunk(index, answers.masks[:, None], answers.probabilities[:, None] if options.scores else None)
+            yield MaskChunk(index, masks[:, None], None if scores is None else scores[:, None])
             if progress is not None:
                 progress("masks", index + 1, video.count or video.expected_count)
         return [own.verdict() for own in tally]
+
+    def _frames(
+        self, video: Video, texts: Sequence[str], options: SegmentOptions
+    ) -> Iterator[tuple[np.ndarray, Sequence[Verdict], np.ndarray | None]]:
+        """Masks [N, H, W], verdicts, and probabilities [N, H, W] where they are asked for, of every frame."""
+        if self._tracker is not None:
+            if options.scores:
+                raise InputError("a tracker gives no probabilities: leave out the scores, or the tracker")
+            for masks, verdicts in carried(self, self._tracker, video, texts, threshold=options.threshold):
+                yield masks, verdicts, None
+            return
+        for frame in video:
+            (answers,) = self.answer([frame], [texts], threshold=options.threshold)
+            yield answers.masks, answers.verdicts, answers.probabilities if options.scores else None
 
     def answer(
         self, images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]], *, threshold: float | None = None
