@@ -23,12 +23,15 @@ from rvseg_jax.parity.compare import compare
 from rvseg_jax.parity.golden import Case
 from rvseg_jax.systems import base
 from rvseg_jax.systems.flowrvs.config import FlowRVSConfig
+from rvseg_jax.systems.geomotion.config import GeoMotionSystemConfig
+from rvseg_jax.systems.mllmseg.config import MLLMSegSystemConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLE = ROOT / "docs" / "adding_a_model.md"
 each_document = pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 
+CONFIGS = {"flowrvs": FlowRVSConfig, "geomotion": GeoMotionSystemConfig, "mllmseg": MLLMSegSystemConfig}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -111,7 +114,7 @@ def test_commands_are_taken_by_their_parsers(path):
             configs.load(chosen.config, chosen.set)
         if chosen.command == "predict":
             names = {pair.partition("=")[0] for pair in chosen.set}
-            assert names <= {entry.name for entry in dataclasses.fields(FlowRVSConfig)}
+            assert names <= {entry.name for entry in dataclasses.fields(CONFIGS[chosen.system])}
             assert set(chosen.format or ()) <= set(FORMATS)
 
 
