@@ -53,7 +53,13 @@ def fit(part: Part, checkpoint: Checkpoint, config: Any = None, *, precision: An
     if nearest is None:
         raise ConversionError(f"{part.name} has no published size: give its config")
     message, where = str(nearest), f"{checkpoint.files[0]}: " if checkpoint.files else ""
-    hint = "" if config is not None or checkpoint.upstream else "; for sizes of your own, give the config"
+    if any(".lora_A." in key for key in checkpoint.tensors):
+        hint = (
+            "; its adapters are not merged into its weights: merge them with peft first, or part the two by "
+            "`convert.peft.unwrapped` and put the adapter on the model by `convert.peft.load`"
+        )
+    else:
+        hint = "" if config is not None or checkpoint.upstream else "; for sizes of your own, give the config"
     raise ConversionError(where + message.removeprefix(where) + hint)
 
 

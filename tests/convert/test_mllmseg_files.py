@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import rvseg_jax as rv
 from rvseg_jax.convert import registry
@@ -81,6 +81,20 @@ def test_published_files_to_masks(published, tmp_path, capsys):
     assert predictor.system.token_count("the man") == 2
     with pytest.raises(InputError, match="has .* tokens but mllmseg reads"):
         predictor.predict(tmp_path / "a.png", ["the man " * 400])
+
+
+def test_adapters_that_are_not_merged(published, tmp_path, capsys):
+    for path in published.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    name = "language_model.model.layers.0.self_attn.q_proj"
+    weights = dict(load_file(published / "model.safetensors"))
+    weights[f"{name}.base_layer.weight"] = weights.pop(f"{name}.weight")
+    weights[f"{name}.lora_A.default.weight"] = np.zeros((2, 48), np.float32)
+    save_file(weights, tmp_path / "model.safetensors")
+    assert main(["convert", "mllmseg", str(tmp_path), "-o", str(tmp_path / "out")]) != 0
+    assert "its adapters are not merged" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tokenizer_of_another_model(published, tmp_path):
