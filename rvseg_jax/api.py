@@ -51,6 +51,14 @@ class Prediction:
         return np.stack([np.stack([rle.decode(mask) for mask in masks]) for masks in self.rles])
 
     @property
+    def boxes(self) -> np.ndarray:
+        """Boxes around all masks: left, top, right and bottom in pixels, the last two just outside; zeros without one.
+
+        Shapes: result [N, T, 4], int32.
+        """
+        return np.array([[rle.to_box(mask) for mask in masks] for masks in self.rles], np.int32)
+
+    @property
     def scores(self) -> np.ndarray:
         """Confidence of each sentence, [N] float32 in 0..1."""
         return np.array([verdict.score for verdict in self.verdicts], dtype=np.float32)

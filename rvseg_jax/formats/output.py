@@ -102,6 +102,7 @@ def write_summary(path: Path, record: dict[str, Any], results: Sequence[str]) ->
     sentences = [
         {key: value for key, value in sentence.items() if key != "masks"}
         | {"frames_with_mask": sum(rle.area(mask) > 0 for mask in sentence["masks"])}
+        | {"boxes": [list(rle.to_box(mask)) if rle.area(mask) else None for mask in sentence["masks"]]}
         for sentence in record["sentences"]
     ]
     summary = {**record, "frames": len(record["frames"]), "sentences": sentences, "files": list(results)}

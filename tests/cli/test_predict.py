@@ -42,6 +42,7 @@ def test_writes_masks_overlay_and_summary(tmp_path, rvseg, write_clip):
     assert summary["files"] == ["mevis/clip", "clip.overlay.mp4"]
     assert [s["status"] for s in summary["sentences"]] == ["ok", "no_target"]
     assert [s["frames_with_mask"] for s in summary["sentences"]] == [8, 0]
+    assert summary["sentences"][1]["boxes"] == [None] * 8
 
 
 def test_all_formats_hold_the_same_masks(tmp_path, rvseg, write_clip):

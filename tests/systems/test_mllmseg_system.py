@@ -11,6 +11,7 @@ from flax import nnx
 
 from rvseg_jax.api import Predictor
 from rvseg_jax.core.errors import InputError
+from rvseg_jax.formats import rle
 from rvseg_jax.models.mllmseg.config import MLLMSegConfig
 from rvseg_jax.models.mllmseg.model import MLLMSeg, image_states, states_before
 from rvseg_jax.processing import chat, mllmseg_text
@@ -21,7 +22,7 @@ from rvseg_jax.systems.mllmseg import loading
 from rvseg_jax.systems.mllmseg.answering import normalised
 from rvseg_jax.systems.mllmseg.carrying import carried
 from rvseg_jax.systems.mllmseg.config import MLLMSegSystemConfig
-from rvseg_jax.systems.mllmseg.system import MLLMSegSystem, box_of
+from rvseg_jax.systems.mllmseg.system import MLLMSegSystem
 from rvseg_jax.trackers.base import Session
 
 CONFIG = MLLMSegSystemConfig(MLLMSegConfig.tiny(), size=56, answer_tokens=8, rows=4)
@@ -104,7 +105,7 @@ def test_answers_that_the_model_writes(system, weights, tokenizer, image):
     assert answers[1].probability is None and answers[0].said.startswith("[SEG]")
     assert answers[0].presence > 0.5 > answers[1].presence
     mask = found.masks[0]
-    np.testing.assert_array_equal(found.boxes[0], box_of(mask))
+    np.testing.assert_array_equal(found.boxes[0], rle.to_box(rle.encode(mask)))
     left, top, right, bottom = found.boxes[0]
     assert mask[top:bottom, left:right].sum() == mask.sum() and mask[:, left].any() and mask[bottom - 1].any()
     inside = float(found.probabilities[0][mask].mean())

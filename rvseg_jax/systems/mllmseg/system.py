@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rvseg_jax.core.errors import InputError
+from rvseg_jax.formats import rle
 from rvseg_jax.models.mllmseg.model import MLLMSeg
 from rvseg_jax.ops.resize import resize
 from rvseg_jax.processing.chat import ChatTokenizer
@@ -143,7 +144,10 @@ class MLLMSegSystem:
             inside = float(probability[mask].mean()) if mask.any() else 0.0
             score = one.presence * inside if one.status == "ok" else 1 - one.presence
             verdicts.append(Verdict(one.status, 0.0 if one.status == "no_seg_token" else score))
-        boxes, said = np.stack([box_of(mask) for mask in masks]), tuple(one.said for one in answers)
+        boxes, said = (
+            np.array([rle.to_box(rle.encode(mask)) for mask in masks], np.int32),
+            tuple(one.said for one in answers),
+        )
         return ImageAnswers(probabilities, masks, boxes, tuple(verdicts), said)
 
 
@@ -162,14 +166,6 @@ class _Tally:
             if found := self.scores.get(status):
                 return Verdict(status, float(np.mean(found)))
         return Verdict("no_seg_token", 0.0)
-
-
-def box_of(mask: np.ndarray) -> np.ndarray:
-    """Left, top, right and bottom around a mask, the last two outside of it. Shapes: bool [H, W] -> int32 [4]."""
-    if not mask.any():
-        return np.zeros(4, np.int32)
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.int32)
 
 
 def _enlarged(probabilities: jax.Array, size: tuple[int, int]) -> jax.Array:
