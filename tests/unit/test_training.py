@@ -19,6 +19,7 @@ from rvseg_jax.training import command, optim, report, tasks
 from rvseg_jax.training.config import OptimizerConfig, default, parse
 from rvseg_jax.training.state import abstract, create, initial_params, merge, partition, size, trainable
 from rvseg_jax.training.step import batch_sharding, make_train_step, task_loss
+from rvseg_jax.training.tasks import UPDATES
 from rvseg_jax.training.weights import read_params
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "systems"))
@@ -102,6 +103,39 @@ def test_random_numbers_differ_from_step_to_step(toy):
     replaced = jax.device_put(frozen_head, jax.tree.map(lambda leaf: leaf.sharding, state.params))
     _, second = step(replace(state, params=replaced), batch())
     assert float(first["loss"]) != float(second["loss"])  # same parameters and batch, other noise
+
+
+class Counting(toy_regression.Regression):
+    """Counts its samples in a parameter that no gradient reaches."""
+
+    sharding_table = (*toy_regression.Regression.sharding_table, ("^head/seen$", ()))
+
+    def init(self, key):
+        return super().init(key) | {"head": {**super().init(key)["head"], "seen": jnp.zeros(())}}
+
+    def loss(self, params, batch, key):
+        value, metrics = super().loss(params, batch, key)
+        return value, {**metrics, UPDATES: {"head/seen": params["head"]["seen"] + batch["x"].shape[0]}}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loss_gives_leaves_new_values(accumulate):
+    """Averaged over micro-batches, left alone by the optimizer, and no metric."""
+    counting = Counting(toy_regression.Config(), precision=toy_regression.PARITY)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    _, state, step = make(counting, mesh, accumulate=accumulate)
+    for steps in (1, 2):
+        state, metrics = step(state, batch())
+        assert float(state.params["head"]["seen"]) == steps * 8 / accumulate and UPDATES not in metrics
+    config = OptimizerConfig(trainable=("^head/kernel",))
+    transform = optim.optimizer(config, lambda count: jnp.float32(0.1))
+    target = abstract(counting, transform, mesh, patterns=config.trainable, averaged=False)
+    state = create(target, counting, transform, seed=0)
+    step = make_train_step(
+        task_loss(counting.loss), transform, lambda count: jnp.float32(0.1), target, batch_sharding(8, mesh)
+    )
+    with pytest.raises(ConfigError, match="head/seen a new value"):
+        step(state, batch())
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():
