@@ -42,15 +42,16 @@ def get_config() -> ConfigDict:
     config = base.get_config("mllmseg.segment")
     config.model = from_dataclass(MLLMSEG)
     config.tokenizer = TOKENIZER
-    config.stills = from_dataclass(StillShapesConfig(expressions=(1, 5)))
+    config.stills = from_dataclass(StillShapesConfig(expressions=(1, 3)))
     config.size = 168
-    config.text_length = 208
+    config.text_length = 160
+    config.expressions = 3
     config.box = (0, 0)
     config.qualities = (0, 0)
     config.dropout = False
     config.remat = "none"
     config.steps = 6_000
-    config.batch_size = 12
+    config.batch_size = 16
     config.loader.num_workers = 1
     config.optimizer.lr = 1.5e-3
     config.optimizer.betas = (0.95, 0.98)

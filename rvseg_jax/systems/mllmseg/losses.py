@@ -40,7 +40,12 @@ class MaskLossConfig:
 
 
 def mask_losses(
-    cfg: MaskLossConfig, logits: jax.Array, masks: jax.Array, drawn: jax.Array, phrases: jax.Array, sizes: jax.Array
+    cfg: MaskLossConfig,
+    logits: jax.Array,
+    masks: jax.Array,
+    drawn: jax.Array,
+    phrases: jax.Array,
+    sizes: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """The losses "focal" and "dice" of the masks of a batch, and their soft "mask_iou".
 
@@ -50,15 +55,19 @@ def mask_losses(
 
     Args:
       logits: of squares, before the sigmoid.
-      masks: of images, of which the upper left (h, w) = `sizes` are theirs and the rest is padding.
+      masks: of images, of which the upper left (h, w) = `sizes` are theirs and the rest is padding; or, without sizes,
+        of the squares.
       drawn: phrases that have a mask.
       phrases: phrases that are there.
     """
     target, shape = masks.astype(jnp.float32), (masks.shape[2], masks.shape[3])
-    inside = _inside(sizes, shape)[:, None].astype(jnp.float32)
     logits = logits.astype(jnp.float32)
-    # Upstream resizes probabilities.
-    drawing = resized(jax.nn.sigmoid(logits) if cfg.form == "published" else logits, sizes, shape)
+    drawing = jax.nn.sigmoid(logits) if cfg.form == "published" else logits
+    if sizes is None:
+        inside = jnp.ones((len(masks), 1, *shape))
+    else:
+        inside = _inside(sizes, shape)[:, None].astype(jnp.float32)
+        drawing = resized(drawing, sizes, shape)  # upstream resizes probabilities
     count = jnp.sum(phrases) + 1e-8
     terms = mask_terms(cfg, drawing, target, inside)
     return {name: jnp.sum(jnp.where(drawn, term, 0.0)) / count for name, term in terms.items()}

@@ -176,7 +176,8 @@ class SegmentTask:
         fused = decoder.fuse(patches, read, key=noise[0])
         features = decoder.features(fused, states_before(hidden, batch["marks"]), key=noise[1])
         logits, seen = decoder.logits(features, counted=batch["drawn"] if cfg.batch_statistics else None)
-        terms = mask_losses(cfg.losses, logits, batch["masks"], batch["drawn"], batch["phrases"], batch["sizes"])
+        sizes = batch["sizes"] if all(cfg.box) else None
+        terms = mask_losses(cfg.losses, logits, batch["masks"], batch["drawn"], batch["phrases"], sizes)
         total = cfg.losses.text * text + cfg.losses.focal * terms["focal"] + cfg.losses.dice * terms["dice"]
         metrics: dict[str, Any] = {"text": text, **terms}
         if seen is not None:
