@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.tokenizer = TOKENIZER
     config.stills = from_dataclass(StillShapesConfig(expressions=(1, 3)))
     config.size = 168
-    config.text_length = 160
+    config.text_length = 176
     config.expressions = 3
     config.box = (0, 0)
     config.qualities = (0, 0)
