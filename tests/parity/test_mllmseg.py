@@ -251,3 +251,38 @@ def test_masks_of_images_of_different_sizes(torch):
             np.testing.assert_allclose(found[name], total / 4, rtol=1e-5)
     with pytest.raises(ValueError, match="corrected, published"):
         MaskLossConfig(form="double")
+
+
+@pytest.mark.slow
+def test_published_size_equals_transformers(torch):
+    """InternVL2.5-1B whole: 448 pixels, 256 image tokens, random weights; needs 12 GiB."""
+    transformers = pytest.importorskip("transformers")
+    cfg = InternVLConfig.internvl2_5_1b()
+    config = _peer_config(transformers, cfg)
+    config.image_token_id = config.text_config.vocab_size - 7
+    with torch.device("meta"):
+        peer = transformers.InternVLForConditionalGeneration(config)
+    peer = peer.to_empty(device="cpu").eval()
+    rng = np.random.default_rng(0)
+    weights = {}
+    for key, leaf in peer.state_dict().items():
+        scale = 0.3 if leaf.ndim == 1 else leaf[0].numel() ** -0.5
+        weights[key] = rng.standard_normal(tuple(leaf.shape), np.float32) * scale
+        leaf.copy_(torch.from_numpy(weights[key]))
+    rotary = peer.model.language_model.rotary_emb
+    rotary.inv_freq = torch.tensor(cfg.language.rope_theta ** (-np.arange(0, 64, 2) / 64), dtype=torch.float32)
+    model = from_torch("internvl", weights, cfg)
+    ids = rng.integers(0, 1000, (1, 280))
+    ids[:, 5:261] = config.image_token_id
+    images = normal(1, 448, 448, 3)
+
+    def last(model, images, ids):
+        tokens = model.see(images)[1]
+        hidden, _ = model.language(model.embed(ids, tokens, ids == config.image_token_id))
+        return model.language.logits(hidden[:, -16:])
+
+    ours = jax.jit(last)(model, images, ids)
+    with torch.no_grad():
+        pixels = torch.from_numpy(np.moveaxis(images, -1, 1).copy())
+        theirs = peer(input_ids=torch.from_numpy(ids), pixel_values=pixels, logits_to_keep=16).logits.numpy()
+    assert relative(ours, theirs) < 1e-4
