@@ -95,10 +95,10 @@ def test_what_users_get_wrong(checkpoint, tmp_path, capsys):
     for words in (["--frames", "0"], ["--confidence", "1"]):
         assert main(["geometry", str(image), "-o", str(tmp_path / "out"), *words]) == 2
         assert words[0] in capsys.readouterr().err
-    assert main(["geometry", str(image), "-o", str(tmp_path / "out")]) == 2
-    printed = capsys.readouterr().err
-    assert "no tiny weights are bundled" in printed and "comes with the library" not in printed
     assert not (tmp_path / "out").exists()
+    assert main(["geometry", str(image), "-o", str(tmp_path / "tiny")]) == 0
+    assert "tiny Pi3 that comes with the library" in capsys.readouterr().err
+    assert (tmp_path / "tiny" / f"{image.stem}.ply").is_file()
     with pytest.raises(InputError, match="at least 1"):
         geometry.load(checkpoint)(image, frames=0)
     alone = geometry.load(checkpoint)(image)

@@ -11,22 +11,6 @@ READS_TEXT = False
 FOR_IMAGES = False
 
 
-def checkpoint_folder(checkpoint: Path | None, command: str) -> Path:
-    """The folder of a checkpoint, or of the bundled tiny weights where they are there.
-
-    Raises:
-      InputError: if none is given and none is bundled; it names `command`, which makes one.
-    """
-    from rvseg_jax.core.errors import InputError
-    from rvseg_jax.parts.bundle import is_bundle
-    from rvseg_jax.zoo import resolve
-
-    folder = resolve(TINY if checkpoint is None else checkpoint)
-    if checkpoint is None and not is_bundle(folder):
-        raise InputError(f"no tiny weights are bundled for this: give a checkpoint, made by `{command}`")
-    return folder
-
-
 def load(checkpoint: Path | None, *, dtype: str | None = None, mesh: Any = None, **settings: Any) -> "GeoMotionSystem":
     """The system with the weights of a checkpoint, or with the bundled tiny ones.
 
@@ -38,8 +22,7 @@ def load(checkpoint: Path | None, *, dtype: str | None = None, mesh: Any = None,
         those of upstream's evaluation first.
 
     Raises:
-      InputError: if the folder is no checkpoint of GeoMotion, a setting is unknown or does not fit, or no folder is
-        given and no tiny weights are bundled.
+      InputError: if the folder is no checkpoint of GeoMotion, or a setting is unknown or does not fit.
     """
     from rvseg_jax.systems.geomotion import loading
 

@@ -22,7 +22,7 @@ from rvseg_jax.models.pi3.model import Pi3
 from rvseg_jax.parts.loading import load_part
 from rvseg_jax.processing.pi3 import MOST_PIXELS, fitted, fitted_size
 from rvseg_jax.processing.video import Video, open_video
-from rvseg_jax.systems.geomotion import checkpoint_folder
+from rvseg_jax.systems.geomotion import TINY
 
 # Pixels with a lower confidence, or beside a jump of the depth by this share, are left out of the point cloud.
 LEAST_CONFIDENCE = 0.1
@@ -125,10 +125,9 @@ def load(checkpoint: Path | None = None, *, dtype: str | None = None, mesh: Any 
     """Pi3 from a converted checkpoint (`rvseg convert convert pi3 ...`), or the bundled tiny one.
 
     Raises:
-      InputError: if the folder is no checkpoint, holds no Pi3, or none is given and none is bundled.
+      InputError: if the folder is no checkpoint, or holds no Pi3.
     """
-    folder = checkpoint_folder(checkpoint, "rvseg convert convert pi3 model.safetensors -o DIR")
-    pi3 = cast(Pi3, load_part(folder, "pi3", dtype=dtype, mesh=mesh))
+    pi3 = cast(Pi3, load_part(TINY if checkpoint is None else checkpoint, "pi3", dtype=dtype, mesh=mesh))
     # The bundled one has seen squares of 112 pixels only.
     return GeometryModel(pi3, most_pixels=min(MOST_PIXELS, pi3.cfg.encoder.image_size**2))
 

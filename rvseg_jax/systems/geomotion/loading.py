@@ -12,6 +12,8 @@ from rvseg_jax.core.errors import InputError
 from rvseg_jax.core.logging import get_logger
 from rvseg_jax.models.geomotion.config import GeoMotionConfig
 from rvseg_jax.models.geomotion.model import GeoMotion
+from rvseg_jax.models.pi3.config import Pi3Config
+from rvseg_jax.models.pi3.model import Pi3
 from rvseg_jax.models.raft.config import RaftConfig
 from rvseg_jax.models.raft.model import RAFT
 from rvseg_jax.models.sam2.model import Sam2
@@ -19,7 +21,7 @@ from rvseg_jax.models.sam2.tracking_programs import TrackingPrograms
 from rvseg_jax.parts import bundle
 from rvseg_jax.parts.loading import load_part, parameter_count, settings_of
 from rvseg_jax.parts.settings import changed
-from rvseg_jax.systems.geomotion import TINY, checkpoint_folder
+from rvseg_jax.systems.geomotion import TINY
 from rvseg_jax.systems.geomotion.config import GeoMotionSystemConfig
 from rvseg_jax.systems.geomotion.system import GeoMotionSystem
 from rvseg_jax.zoo import resolve
@@ -28,6 +30,7 @@ logger = get_logger(__name__)
 
 NAME = "geomotion"
 NETWORK, FLOW, REFINER = "pi3_motion", "raft", "sam2"
+GEOMETRY = "pi3"  # which `rvseg geometry` reads by itself
 _SIZES = ("geomotion", "raft")
 
 
@@ -35,7 +38,7 @@ def load(
     checkpoint: Path | None, *, dtype: str | None, mesh: Any, published: bool = False, **settings: Any
 ) -> GeoMotionSystem:
     """See `rvseg_jax.systems.geomotion.load`."""
-    folder = checkpoint_folder(checkpoint, "rvseg convert convert geomotion pi3_motion=FILE raft=FILE -o DIR")
+    folder = resolve(TINY if checkpoint is None else checkpoint)
     parts = _parts(folder)
     network = cast(GeoMotion, load_part(folder, NETWORK, dtype=dtype, mesh=mesh))
     raft = cast(RAFT, load_part(folder, FLOW, dtype=dtype, mesh=mesh))
@@ -96,12 +99,13 @@ def describe() -> dict[str, Any]:
         NETWORK: {"published": GeoMotionConfig.published()},
         FLOW: {"published": RaftConfig.large()},
         REFINER: {"published": Sam2Config.sam2_1_large()},
+        GEOMETRY: {"published": Pi3Config.published()},
     }
     tiny = bundle.is_bundle(resolve(TINY))
     if tiny:
         for part in _parts(resolve(TINY)):
             configs[part]["tiny"] = bundle.part_config(resolve(TINY), part, precisions.FLOAT32)
-    models = {NETWORK: GeoMotion, FLOW: RAFT, REFINER: Sam2}
+    models = {NETWORK: GeoMotion, FLOW: RAFT, REFINER: Sam2, GEOMETRY: Pi3}
     parts = {}
     for part, sizes in configs.items():
         counts = {
