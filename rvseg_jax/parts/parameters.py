@@ -86,6 +86,22 @@ def fingerprint(folder: str | Path, part: str) -> str:
     return hashlib.sha256(repr(record).encode()).hexdigest()
 
 
+def on_one_device(shapes: Params) -> Params:
+    """Shapes of parameters with the first device as their place, as `place_matching` wants its target."""
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=first), shapes)
+
+
+def filled(given: Params, target: Params) -> Params:
+    """`given` with zeros for what it lacks of `target`, whose leaves are `jax.ShapeDtypeStruct`."""
+    return {
+        key: filled(given.get(key, {}), leaf)
+        if isinstance(leaf, dict)
+        else given.get(key, jnp.zeros(leaf.shape, leaf.dtype))
+        for key, leaf in target.items()
+    }
+
+
 def place_matching(given: Params, target: Params, *, but: str = "(?!)", path: str = "") -> Params:
     """`given` leaf by leaf in the dtype and on the sharding of `target`; keys keep their types.
 

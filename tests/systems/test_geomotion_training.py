@@ -8,16 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import rvseg_jax as rv
 from rvseg_jax.core import config as configs
 from rvseg_jax.core import tree_paths
+from rvseg_jax.core.errors import InputError
 from rvseg_jax.core.precision import FLOAT32
 from rvseg_jax.input_pipeline.datasets.moving_shapes.geometric import GeometricShapes, GeometricShapesConfig
 from rvseg_jax.input_pipeline.datasets.moving_shapes.geometric.writers import write_layout
 from rvseg_jax.models.geomotion.config import GeoMotionConfig
 from rvseg_jax.models.pi3.config import Pi3Config
+from rvseg_jax.models.pi3.model import Pi3
 from rvseg_jax.models.raft.config import RaftConfig
+from rvseg_jax.models.raft.model import RAFT
+from rvseg_jax.parts import bundle, parameters
 from rvseg_jax.systems.geomotion import geometry_losses
 from rvseg_jax.systems.geomotion.flow import longest, magnitudes_in_step
 from rvseg_jax.systems.geomotion.flow_training import FlowTask, FlowTrainingConfig
@@ -111,10 +116,8 @@ def test_void_does_not_count():
 
 
 def test_flow_in_the_step_is_the_runners(random_leaves, clip):
-    from flax import nnx
 
     from rvseg_jax.models.raft.inference import FlowRunner
-    from rvseg_jax.models.raft.model import RAFT
 
     graph, shapes = nnx.split(nnx.eval_shape(lambda: RAFT(RaftConfig.tiny(FLOAT32), rngs=nnx.Rngs(0))))
     model = nnx.merge(graph, random_leaves(shapes))
@@ -247,3 +250,43 @@ def test_motion_learns_with_frozen_parts_and_its_export_segments_the_same(tmp_pa
     system = rv.load("geomotion", tmp_path, dtype="float32").system
     expected = jax.nn.sigmoid(task._logits(params, jnp.asarray(batch["frames"])))[0]
     np.testing.assert_allclose(system.of_group(batch["frames"][0]), expected, atol=1e-4)
+
+
+def test_a_cache_gives_the_same_losses(tmp_path):
+    """Of flow alone and of features too; one that was made by other networks is made anew."""
+    config = MotionTrainingConfig(
+        geomotion=GeoMotionConfig.tiny(FLOAT32),
+        raft=RaftConfig.tiny(FLOAT32),
+        clips=dataclasses.replace(CLIPS, with_flow=False),
+        frames=3,
+        size=70,
+        remat="none",
+        pretrained=(("raft", str(tmp_path / "nets")), ("pi3", str(tmp_path / "nets"))),
+        cached_clips=2,
+    )
+    plain = MotionTask(dataclasses.replace(config, pretrained=()), precision=FLOAT32)
+    params = jax.jit(plain.init)(jax.random.key(0))
+    networks = {"raft": parameters.assembled(plain._models["raft"], params["raft"])}
+    pi3 = parameters.assembled(lambda rngs: Pi3(config.geomotion.pi3, rngs=rngs), params["geomotion"]["pi3"])
+    bundle.save(tmp_path / "nets", "geomotion", {**networks, "pi3": pi3})
+    own = list(MotionTask(config, precision=FLOAT32)._rows())
+    batch = {name: np.stack([row[name] for row in own]) for name in own[0]}
+    loss = jax.jit(plain.loss)
+    wanted, _ = loss(params, batch, jax.random.key(0))
+    for features in (False, True):
+        name = str(tmp_path / f"{features}.array_record")
+        task = MotionTask(dataclasses.replace(config, cache=name, cache_features=features), precision=FLOAT32)
+        rows = task.source("train")
+        assert len(rows) == 2 and ("high" in rows[0]) == features == ("frames" not in rows[0])
+        stored = {key: np.stack([task.transform("train")(rows[i], None)[key] for i in range(2)]) for key in rows[0]}
+        found, _ = loss(params, stored, jax.random.key(0))
+        np.testing.assert_allclose(found, wanted, rtol=2e-3)
+        made = (tmp_path / f"{features}.array_record").stat().st_mtime_ns
+        MotionTask(task.config, precision=FLOAT32).source("train")
+        assert (tmp_path / f"{features}.array_record").stat().st_mtime_ns == made
+    other = jax.tree.map(lambda leaf: 1.1 * leaf, params["raft"])
+    bundle.save(tmp_path / "nets", "geomotion", {"raft": parameters.assembled(plain._models["raft"], other)})
+    MotionTask(task.config, precision=FLOAT32).source("train")
+    assert (tmp_path / "True.array_record").stat().st_mtime_ns > made
+    with pytest.raises(InputError, match="cached_clips"):
+        MotionTask(dataclasses.replace(task.config, cached_clips=0), precision=FLOAT32).source("train")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import jax
+import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
@@ -16,6 +17,7 @@ from rvseg_jax.layers import stack
 from rvseg_jax.models.geomotion.config import GeoMotionConfig
 from rvseg_jax.models.geomotion.fusion import MotionAwareDecoder
 from rvseg_jax.models.pi3 import model as pi3
+from rvseg_jax.models.pi3.decoder import frame_rope
 from rvseg_jax.models.pi3.model import Geometry, Pi3, Tokens
 from rvseg_jax.parallel import Table, prefixed
 from rvseg_jax.processing.imagenet import DEVIATION, MEAN
@@ -143,6 +145,25 @@ class GeoMotion(nnx.Module):
         high, low = tokens.join(self.cfg.pi3.heads_from), tokens.join(self.cfg.low_blocks)
         camera = self.pi3.camera_decoder(high, tokens.rope, **how)
         return jax.lax.stop_gradient(Features(tokens, high, low, camera))
+
+    def recalled(self, high: jax.Array, low: jax.Array, camera: jax.Array, grid: tuple[int, int]) -> Features:
+        """What `features` gave, from arrays that were stored.
+
+        Shapes: high and low [B, T, R + h w, 2 D], camera [B, T, R + h w, camera width].
+
+        Args:
+          grid: rows and columns of patches.
+        """
+        cfg, compute = self.cfg.pi3, self.cfg.precision.compute
+        high, low, camera = compute(high), compute(low), compute(camera)
+        blocks = {
+            number: part
+            for numbers, joined in ((self.cfg.low_blocks, low), (cfg.heads_from, high))
+            for number, part in zip(numbers, jnp.split(joined, len(numbers), axis=-1), strict=True)
+        }
+        tokens = Tokens(None, blocks, frame_rope(cfg, *grid, cfg.head_width // cfg.head_heads), grid)
+        rows = (rearrange(x, "b t n d -> (b t) n d") for x in (high, low, camera))
+        return jax.lax.stop_gradient(Features(tokens, *rows))
 
     def fuse(self, found: Features, flow: jax.Array | None) -> jax.Array:
         """Tokens for the motion decoder. Shapes: flow [B, T, H, W] or None -> [B T, R + h w, feature_width].

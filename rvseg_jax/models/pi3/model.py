@@ -32,13 +32,13 @@ class Tokens:
     Shapes: blocks {number: [B, T, R + h w, D]}, rope two [R + h w, head width // 2].
 
     Attributes:
-      encoder: tokens of the images, a row a frame.
+      encoder: tokens of the images, a row a frame; None where the blocks were stored.
       blocks: outputs of the blocks that were asked for, registers in front.
       rope: rotary tables of a frame's tokens for the decoders in front of the heads.
       grid: rows and columns of patches.
     """
 
-    encoder: ImageTokens
+    encoder: ImageTokens | None
     blocks: dict[int, jax.Array]
     rope: Rope
     grid: tuple[int, int] = field(metadata={"static": True})
@@ -222,6 +222,7 @@ class Pi3(nnx.Module):
         Shapes: seen [B T, R + h w, 2 D] of `heads_from`, camera [B T, R + h w, camera_width] of `camera_decoder`.
         """
         encoder, (raw, translation) = tokens.encoder, self.camera_head(self._patches(camera))
+        assert encoder is not None, "tokens that were stored have no taps"
         named = {"patch_tokens": encoder.patches, "cls": encoder.cls, "registers": encoder.registers}
         return {
             **{f"encoder_{name}": value for name, value in named.items()},

@@ -26,8 +26,8 @@ from rvseg_jax.systems.geomotion.flow import magnitudes
 logger = get_logger(__name__)
 
 MASK_FRAMES = 8  # frames that are enlarged to the source's size at a time
-# Arrays of a frame's tokens, of the width of the backbone, that are alive at once. XLA takes 19 of them at the published
-# size (283 MiB for 2 frames of 518 pixels, 3,333 for 32, on CPU) beside 85 MiB whatever their number.
+# Arrays of a frame's tokens, of the width of the backbone, that are alive at once. XLA on CPU takes 19 of them at the
+# published size (283 MiB for 2 frames of 518 pixels, 3,333 for 32) beside 85 MiB whatever their number.
 _TOKEN_ARRAYS = 24
 
 

@@ -3,7 +3,7 @@
 geomotion.motion   fusion and motion decoder on frozen geometry and frozen flow
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from rvseg_jax.models.raft.model import RAFT
 from rvseg_jax.parallel.rules import Table, prefixed
 from rvseg_jax.parts import parameters
 from rvseg_jax.parts.parameters import Params
-from rvseg_jax.systems.geomotion import loading
+from rvseg_jax.systems.geomotion import loading, motion_cache
 from rvseg_jax.systems.geomotion.config import GeoMotionSystemConfig
 from rvseg_jax.systems.geomotion.flow import magnitudes_in_step
 from rvseg_jax.systems.geomotion.losses import MotionLossConfig, motion_losses
@@ -49,6 +49,9 @@ class MotionTrainingConfig:
       losses: weights of the losses.
       pretrained: pairs (part, folder) of what training starts from: "raft", and "pi3" or a whole "pi3_motion".
       encoder_precision: number formats of the frozen parts by name; "" takes those of the run.
+      cache: file with `cached_clips` clips and the flow between their frames; it is written when it is missing or was
+        made from something else. "" finds the flow in every step, as upstream does.
+      cache_features: also keep what frozen Pi3 says of the clips, in place of their frames.
       remat: what the backward pass computes again.
       validation_clips: clips of moving_shapes that `evaluate` scores.
     """
@@ -62,6 +65,9 @@ class MotionTrainingConfig:
     losses: MotionLossConfig = field(default_factory=MotionLossConfig)
     pretrained: tuple[tuple[str, str], ...] = ()
     encoder_precision: str = ""
+    cache: str = ""
+    cached_clips: int = 0
+    cache_features: bool = False
     remat: stack.Remat = "full"
     validation_clips: int = 16
 
@@ -96,7 +102,7 @@ class MotionTask:
             "raft": lambda rngs: RAFT(self.system.raft, rngs=rngs),
         }
         self._graphs = {name: parameters.graph_of(model) for name, model in self._models.items()}
-        self._predict = jax.jit(lambda params, frames: jax.nn.sigmoid(self._logits(params, frames)) > 0.5)
+        self._predict = jax.jit(lambda params, frames: self._logits(params, {"frames": frames}) > 0)
 
     def init(self, key: jax.Array) -> Params:
         """{"geomotion": ..., "raft": ...}."""
@@ -118,16 +124,18 @@ class MotionTask:
         return parameters.place_matching(given, target)
 
     def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Shapes: batch {"frames": uint8 [B, T, S, S, 3], "masks", "valid": bool [B, T, S, S]}."""
+        """Shapes: batch {"frames": uint8 [B, T, S, S, 3], "masks", "valid": bool [B, T, S, S]}, or as in the cache."""
         del key
-        logits = self._logits(params, batch["frames"])
+        logits = self._logits(params, batch)
         losses = motion_losses(self.config.losses, logits, batch["masks"], batch["valid"])
         found, true = (logits > 0) & batch["valid"], batch["masks"] & batch["valid"]
         union = jnp.maximum(jnp.sum(found | true), 1)
         return losses.pop("total"), losses | {"iou": jnp.sum(found & true) / union}
 
     def source(self, split: str) -> Any:
-        """Videos of the split."""
+        """Videos of the split, or the rows of the cache."""
+        if split == "train" and self.config.cache:
+            return motion_cache.cached_rows(self.config, self._graphs, self._given, self._rows)
         if split == "train" and self.config.sets:
             return self._videos
         return GeometricShapes(replace(self.config.clips, split="train" if split == "train" else "valid"))
@@ -141,6 +149,11 @@ class MotionTask:
 
     def transform(self, split: str) -> Callable[..., Mapping[str, Any]]:
         """A clip of a video."""
+        if split == "train" and self.config.cache:
+            return motion_cache.as_stored
+        return self._drawing(split)
+
+    def _drawing(self, split: str) -> Callable[..., Mapping[str, Any]]:
         if split == "train" and self.config.sets:
             return drawn_row
         return MotionRow(self.config.frames, self.config.size, view="whole")
@@ -168,10 +181,30 @@ class MotionTask:
         }
         loading.save(folder, parts, config=replace(self.system, refine=False))  # it holds no SAM 2
 
-    def _logits(self, params: Params, frames: jax.Array) -> jax.Array:
-        """Shapes: frames uint8 [B, T, S, S, 3] -> float32 [B, T, S, S]."""
+    def _rows(self) -> Iterator[Mapping[str, Any]]:
+        """The clips that go into the cache."""
+        videos = self._videos if self.config.sets else GeometricShapes(replace(self.config.clips, split="train"))
+        row = self._drawing("train")
+        for index in range(self.config.cached_clips):
+            yield row(videos[index % len(videos)], np.random.default_rng(index))
+
+    def _given(self) -> Params:
+        """The frozen networks for the cache; what is trained on them has no part in it and is zero."""
+        target = parameters.on_one_device(jax.eval_shape(self.init, jax.random.key(0)))
+        return parameters.filled(self.restore_pretrained(target), target)
+
+    def _logits(self, params: Params, batch: Batch) -> jax.Array:
+        """Shapes: -> float32 [B, T, S, S]."""
         network: Any = nnx.merge(self._graphs["geomotion"], params["geomotion"])
-        flow: Any = nnx.merge(self._graphs["raft"], params["raft"])
-        pixels = frames.astype(jnp.float32) / 255
-        seen = network.features(pixels)
-        return network.motion(seen, jax.lax.stop_gradient(magnitudes_in_step(flow, pixels)), remat=self.config.remat)
+        if "high" in batch:
+            side = self.config.size // self.system.geomotion.pi3.patch_size
+            seen = network.recalled(*(batch[name] for name in motion_cache.FEATURES), grid=(side, side))
+        else:
+            pixels = batch["frames"].astype(jnp.float32) / 255
+            seen = network.features(pixels)
+        if "flow" in batch:
+            flow = batch["flow"].astype(jnp.float32)
+        else:
+            raft: Any = nnx.merge(self._graphs["raft"], params["raft"])
+            flow = jax.lax.stop_gradient(magnitudes_in_step(raft, pixels))
+        return network.motion(seen, flow, remat=self.config.remat)
