@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Compile the training step of a recipe for a TPU slice on this machine (needs libtpu, no TPU) and say what "
         "it takes there; with --fast only estimate. A step that does not fit is a result, with exit code 1."
     )
-    parser.add_argument("system", metavar="SYSTEM", help="flowrvs")
+    parser.add_argument("system", metavar="SYSTEM", help="flowrvs, mllmseg or geomotion")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, as for rvseg train")
     parser.add_argument(
         "--topology", required=True, help="v4, v5e, v5p, v6e or tpu7x and a shape: v5e:16x16, v5p:4x4x4"
@@ -27,8 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mesh", metavar="D,F,S,T", help="devices along data,fsdp,seq,tensor, -1 for the rest (default: the recipe's)"
     )
-    parser.add_argument("--size", choices=("1.3b", "14b"), help="published transformer (default: the recipe's)")
-    parser.add_argument("--frames", type=int, help="frames of a clip, 4n + 1 (default: the recipe's)")
+    parser.add_argument(
+        "--size", help="published network: 1.3b, 14b (flowrvs), 1b, 2b, 4b, 8b (mllmseg) (default: the recipe's)"
+    )
+    parser.add_argument("--frames", type=int, help="frames of a clip, 4n + 1 for flowrvs (default: the recipe's)")
     parser.add_argument("--batch-size", type=int, help="samples of a step (default: data times fsdp)")
     parser.add_argument("--fast", action="store_true", help="estimate and compile nothing")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -76,26 +78,25 @@ def _mesh(text: str | None) -> dict[str, int] | None:
 def report(found: dict[str, Any]) -> list[str]:
     """The lines for a reader."""
     place, chosen = found["topology"], found["chosen"]
-    frames, height, width = found["clip"]
+    sample = found["sample"]
     lines = [
         f"{found['system']} by {found['recipe']} on {place['name']}: {place['devices']} devices, mesh {_axes(chosen)}",
-        f"batch {found['batch_size']} clips of {frames} frames at {height}x{width}; "
+        f"batch of {found['batch_size']} {sample['words']}; "
         f"{found['parameters']['trained']:,} parameters trained, {found['parameters']['frozen']:,} frozen",
-        *(f"{part}: {where}" for part, where in found["encoders"].items()),
+        *(f"{part}: {where}" for part, where in found["parts"].items()),
         "",
         *_memory(found),
         "",
         *_work(found),
         "",
-        f"meshes that fit, by the estimate ({len(found['fitting'])} of {found['looked_at']}, one clip for each part):",
+        f"meshes that fit, by the estimate ({len(found['fitting'])} of {found['looked_at']}, a sample for each part):",
     ]
     for mesh in found["fitting"][:SHOWN]:
         used = (mesh["arguments"] + mesh["temporaries"]) / 2**30
         slow = max(mesh["seconds"], key=mesh["seconds"].get)
         notes = f"; {', '.join(mesh['notes'])}" if mesh["notes"] else ""
-        lines.append(
-            f"  {_axes(mesh)}: {used:.1f} GiB, at most {mesh['samples_per_second']:.1f} clips/s, by {slow}{notes}"
-        )
+        rate = f"at most {mesh['samples_per_second']:.1f} {sample['unit']}/s"
+        lines.append(f"  {_axes(mesh)}: {used:.1f} GiB, {rate}, by {slow}{notes}")
     return lines
 
 

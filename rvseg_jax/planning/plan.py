@@ -9,17 +9,14 @@ from ml_collections import ConfigDict
 
 from rvseg_jax.core import config as configs
 from rvseg_jax.core.config import ConfigError
-from rvseg_jax.core.errors import InputError
 from rvseg_jax.parallel.mesh import AXES, MeshShape
 from rvseg_jax.planning import compile as compiler
-from rvseg_jax.planning import flowrvs
+from rvseg_jax.planning import systems
 from rvseg_jax.planning.chips import Topology
-from rvseg_jax.planning.estimate import Estimate, Flops, abstract_mesh, estimate, meshes, ranked, step_flops
+from rvseg_jax.planning.estimate import Estimate, abstract_mesh, estimate, meshes, ranked
 from rvseg_jax.planning.step import planned_step, task_of
 from rvseg_jax.training.config import parse
 from rvseg_jax.training.state import size as size_of
-
-SYSTEMS = {"flowrvs": flowrvs.RECIPE}
 
 
 @dataclass(frozen=True)
@@ -30,10 +27,10 @@ class Plan:
       system, recipe: what was planned.
       topology: where.
       batch_size: samples of a step over all devices.
-      clip: frames, height and width of a training clip.
+      sample: {"unit", "words"}: what it consists of.
       parameters: {"trained", "frozen"}: their number.
-      encoders: where the autoencoder and the text encoder run.
-      flops: operations of a step over all devices, counted from the model's sizes.
+      parts: where each large part of the network runs, and whether it is trained.
+      flops: operations of a step over all devices by part, counted from the model's sizes.
       chosen: the mesh asked for, estimated.
       compiled: what the compiler found for that mesh, see `planning.worker.measured`; None if it was not asked.
       fitting: meshes whose estimate fits, most samples a second first; each with one sample for a part of the batch.
@@ -44,10 +41,10 @@ class Plan:
     recipe: str
     topology: Topology
     batch_size: int
-    clip: tuple[int, int, int]
+    sample: systems.Sample
     parameters: dict[str, int]
-    encoders: dict[str, str]
-    flops: Flops
+    parts: dict[str, str]
+    flops: dict[str, int]
     chosen: Estimate
     compiled: dict[str, Any] | None
     fitting: tuple[Estimate, ...]
@@ -68,7 +65,8 @@ class Plan:
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return plain | {
             "topology": dataclasses.asdict(self.topology) | {"chip": dataclasses.asdict(self.topology.chip)},
-            "flops": dataclasses.asdict(self.flops) | {"total": self.flops.total},
+            "sample": self.sample._asdict(),
+            "flops": self.flops | {"total": sum(self.flops.values())},
             "chosen": values(self.chosen),
             "fitting": [values(found) for found in self.fitting],
             "fits": self.fits,
@@ -90,11 +88,11 @@ def plan(
     """Plans a training step of a system on a TPU slice.
 
     Args:
-      system: "flowrvs".
+      system: one of `planning.systems.SYSTEMS`.
       topology: such as "v5e:16x16" or "v5p:4x4x4".
       recipe: name or path of a recipe; the published one by default.
       mesh: sizes of the axes, -1 for the devices that are left; the recipe's by default.
-      size: "1.3b" or "14b" of the published transformers; the recipe's by default.
+      size: of a published network, such as "14b"; the recipe's by default.
       frames: frames of a clip; the recipe's by default.
       batch_size: samples of a step; by default one for each part of the batch, that is data times fsdp, and for
         each micro-batch where gradients are accumulated.
@@ -106,16 +104,15 @@ def plan(
       NotAvailable: without libtpu, unless `fast`.
       CheckFailed: if the compiler fails for another reason than memory.
     """
-    if system not in SYSTEMS:
-        raise InputError(f"system {system!r} cannot be planned: choose one of {', '.join(SYSTEMS)}")
+    asked = systems.module(system)
     place = Topology.parse(topology)
     if not fast:
         compiler.require(topology)
-    recipe = recipe or SYSTEMS[system]
+    recipe = recipe or asked.RECIPE
     config = configs.load(recipe, overrides)
-    if config.task != flowrvs.TASK:
-        raise ConfigError(f"recipe {recipe!r} is of task {config.task!r}: give one of {flowrvs.TASK}")
-    flowrvs.resize(config, size=size, frames=frames)
+    if config.task != asked.TASK:
+        raise ConfigError(f"recipe {recipe!r} is of task {config.task!r}: give one of {asked.TASK}")
+    asked.resize(config, size=size, frames=frames)
     wanted = dict(config.mesh) if mesh is None else {**dict.fromkeys(AXES, 1), **mesh}
     sizes = dataclasses.asdict(MeshShape(**wanted).resolve(place.devices))
     task = task_of(config)
@@ -125,7 +122,7 @@ def plan(
         return estimate(planned_step(config, abstract_mesh(sizes), task), sizes, place)
 
     own = parse(config)[1]
-    found = [on(each, None) for each in meshes(place.devices, own)]
+    found = [on(each, None) for each in meshes(place.devices, asked.cuts(own))]
     chosen = on(sizes, batch_size)
     step = planned_step(config, abstract_mesh(sizes), task)
     return Plan(
@@ -133,10 +130,10 @@ def plan(
         recipe=recipe,
         topology=place,
         batch_size=step.settings.batch_size,
-        clip=flowrvs.clip(own),
+        sample=asked.sample(own),
         parameters={"trained": size_of(step.target.params), "frozen": size_of(step.target.frozen)},
-        encoders=flowrvs.encoders_in_step(own, step.target.frozen),
-        flops=step_flops(step, kernel="ring" if sizes["seq"] > 1 else "splash"),
+        parts=asked.parts(step),
+        flops=asked.work(step, sizes).flops,
         chosen=chosen,
         compiled=None if fast else compiler.compiled(config, topology, sizes),
         fitting=tuple(ranked(found)),

@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from rvseg_jax.core.config import ConfigError
 from rvseg_jax.parallel.rules import batch_shardings
-from rvseg_jax.planning import flowrvs
+from rvseg_jax.planning import systems
 from rvseg_jax.training.config import RunConfig, parse
 from rvseg_jax.training.loop import build_step
 from rvseg_jax.training.state import TrainState
@@ -36,6 +36,11 @@ class PlannedStep:
     step: TrainStep
     batch: dict[str, Any]
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an activation."""
+        return np.dtype(self.settings.formats.compute_dtype).itemsize
+
     def lower(self) -> Any:
         """The step, traced for its devices, as `jax.stages.Lowered`; call it under `jax.set_mesh`."""
         return self.step.function.lower(replace(self.target, frozen={}), self.target.frozen, self.batch)  # type: ignore[attr-defined]
@@ -59,8 +64,7 @@ def task_of(config: ConfigDict) -> Any:
       ConfigError: for a config that does not fit, or of a stage that cannot be planned yet.
     """
     settings, own = parse(config)
-    if settings.task != flowrvs.TASK:
-        raise ConfigError(f"task {settings.task!r} cannot be planned: give a recipe of {flowrvs.TASK}")
+    systems.of_task(settings.task)
     return _TracedOnce(task_class(settings.task)(own, precision=settings.formats))
 
 
@@ -73,7 +77,7 @@ def planned_step(config: ConfigDict, mesh: Mesh | AbstractMesh, task: Any) -> Pl
     """
     settings, own = parse(config)
     target, step, _ = build_step(settings, task, mesh, steps_per_epoch=1)  # type: ignore[arg-type]
-    arrays = flowrvs.batch(own, settings.batch_size)
+    arrays = systems.of_task(settings.task).batch(own, settings.batch_size)
     placed = jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
         arrays,

@@ -17,7 +17,7 @@ from rvseg_jax.planning import compile as compiler
 from rvseg_jax.planning import flowrvs, plan, worker
 from rvseg_jax.planning.chips import CHIPS, Topology
 from rvseg_jax.planning.collectives import Collective, collectives
-from rvseg_jax.planning.estimate import abstract_mesh, estimate, meshes, ranked, step_flops
+from rvseg_jax.planning.estimate import abstract_mesh, estimate, meshes, ranked
 from rvseg_jax.planning.step import planned_step, task_of
 from rvseg_jax.training.config import parse
 
@@ -141,17 +141,17 @@ def test_the_planned_batch_is_one_that_the_loss_takes(cache):
 def test_operations_are_shared_out_and_the_encoders_repeated(published):
     (step, sizes), (other, other_sizes) = published(fsdp=8), published(fsdp=4, seq=2)
     place = Topology.parse("v5p:2x2x2")
-    flops = step_flops(step, kernel="splash")
-    assert flops.dit_backward == 2 * flops.dit_forward
-    assert estimate(step, sizes, place).flops == pytest.approx(flops.total / 8)
-    ring = step_flops(other, kernel="ring")
-    assert ring.recomputed < flops.recomputed / 2  # half the clips, and one product recomputed in place of three
-    assert estimate(other, other_sizes, place).flops == pytest.approx(ring.vae / 4 + (ring.total - ring.vae) / 8)
+    flops, ring = flowrvs.work(step, sizes).flops, flowrvs.work(other, other_sizes).flops
+    assert flops["dit_backward"] == 2 * flops["dit_forward"]
+    assert estimate(step, sizes, place).flops == pytest.approx(sum(flops.values()) / 8)
+    assert ring["recomputed"] < flops["recomputed"] / 2  # half the clips, and one product recomputed in place of three
+    shared = sum(ring.values()) - ring["vae"]
+    assert estimate(other, other_sizes, place).flops == pytest.approx(ring["vae"] / 4 + shared / 8)
 
 
 def test_meshes_are_ranked_by_what_they_can_train(published):
     _, own = parse(configs.load("flowrvs_mevis"))
-    candidates = list(meshes(8, own))
+    candidates = list(meshes(8, flowrvs.cuts(own)))
     assert all(math.prod(sizes.values()) == 8 for sizes in candidates)
     assert {sizes["tensor"] for sizes in candidates} == {1, 2, 4}  # 12 heads
     place = Topology.parse("v5p:2x2x2")
@@ -190,6 +190,7 @@ def test_the_command_estimates_and_speaks_json(capsys):
     assert found["chosen"]["mesh"] == {"data": 1, "fsdp": 4, "seq": 1, "tensor": 1}
     assert found["compiled"] is None and found["fits"] and found["batch_size"] == 4
     assert found["topology"]["chip"]["source"].startswith("https://")
+    assert found["sample"] == {"unit": "clips", "words": "clips of 9 frames at 96x96"}
     assert main([*TINY, "--fast"]) == 0
     assert "HBM a device, estimated" in capsys.readouterr().out
 

@@ -9,6 +9,12 @@ import pytest
 from flax import nnx
 
 from rvseg_jax.core.precision import FLOAT32
+from rvseg_jax.models.mllmseg.config import MaskDecoderConfig
+from rvseg_jax.models.mllmseg.flops import mask_flops
+from rvseg_jax.models.mllmseg.mask_decoder import MaskDecoder
+from rvseg_jax.models.raft.config import RaftConfig
+from rvseg_jax.models.raft.flops import encoder_flops, pair_flops
+from rvseg_jax.models.raft.model import RAFT
 from rvseg_jax.models.umt5 import encoder as umt5
 from rvseg_jax.models.wan.flops import attention_products, training_flops
 from rvseg_jax.models.wan.transformer import WanTransformer
@@ -87,3 +93,44 @@ def test_the_text_encoder_has_the_operations_that_xla_counts():
         return nnx.merge(graph, state)(ids, ids >= 0, mode="unroll")
 
     assert counted(forward, state, ids) == pytest.approx(umt5.flops(cfg, 48), rel=0.05)
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_the_mask_decoder_has_the_operations_that_xla_counts(dropout):
+    cfg = MaskDecoderConfig(width=128, text_width=96, num_heads=2, feedforward=160, precision=FLOAT32)
+    graph, state = abstract(lambda rngs: MaskDecoder(cfg, rngs=rngs))
+    shapes = [jax.ShapeDtypeStruct((1, count, width), jnp.float32) for count, width in ((256, 128), (64, 96), (3, 96))]
+
+    def forward(state, patches, read, words):
+        decoder, key = nnx.merge(graph, state), jax.random.key(0, impl="rbg") if dropout else None
+        return decoder.logits(decoder.features(decoder.fuse(patches, read, key=key), words, key=key))[0]
+
+    expected = mask_flops(cfg, 16 * 14, 3, dropout=dropout)
+    assert counted(forward, state, *shapes) == pytest.approx(expected, rel=0.06)
+
+
+def test_raft_has_the_operations_that_xla_counts():
+    cfg = RaftConfig(
+        feature_encoder_layers=(32, 32, 48, 64, 64),
+        context_encoder_layers=(32, 32, 48, 64, 96),
+        corr_block_num_levels=2,
+        corr_block_radius=2,
+        motion_encoder_corr_layers=(64, 48),
+        motion_encoder_flow_layers=(32, 16),
+        motion_encoder_out_channels=64,
+        recurrent_block_hidden_state_size=32,
+        flow_head_hidden_size=64,
+        mask_predictor_hidden_size=64,
+        num_flow_updates=3,
+        precision=FLOAT32,
+    )
+    graph, state = abstract(lambda rngs: RAFT(cfg, rngs=rngs))
+    image = jax.ShapeDtypeStruct((1, 96, 128, 3), jnp.float32)
+
+    def forward(state, first, second):
+        return nnx.merge(graph, state)(first, second, unroll=True)
+
+    encoders = 2 * encoder_flops(cfg.feature_encoder_layers, 96, 128)
+    encoders += encoder_flops(cfg.context_encoder_layers, 96, 128)
+    # On CPU windows are gathered, where the count has products of a few percent.
+    assert counted(forward, state, image, image) == pytest.approx(encoders + pair_flops(cfg, 96, 128), rel=0.1)
