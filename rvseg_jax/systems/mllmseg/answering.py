@@ -49,11 +49,12 @@ class TruthRead:
 
 @dataclass(frozen=True)
 class _Question:
-    """One prompt, about some phrases of an image."""
+    """One prompt, about some phrases of an image, and how many tokens the answer may have."""
 
     image: int
     phrases: tuple[int, ...]
     ids: tuple[int, ...]
+    room: int
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,10 @@ class Answering:
         return [TruthRead(mask, said) for mask, said in zip(drawn, decided, strict=True)]
 
     def _question(self, image: int, group: tuple[int, ...], texts: Sequence[str]) -> _Question:
-        question = mllmseg_text.question([texts[number] for number in group], self.config.question)
-        return _Question(image, group, tuple(self.tokenizer.prompt(question, self.config.image_tokens)))
+        asked = [texts[number] for number in group]
+        ids = self.tokenizer.prompt(mllmseg_text.question(asked, self.config.question), self.config.image_tokens)
+        room = self.config.answer_tokens + sum(len(self.tokenizer.encode(text)) for text in asked)
+        return _Question(image, group, tuple(ids), room)
 
     def _ask(
         self, questions: Sequence[_Question], tokens: jax.Array, read: dict[int, jax.Array]
@@ -170,11 +173,8 @@ class Answering:
             rows = chunk + chunk[-1:] * (_power(len(chunk)) - len(chunk))
             ids, valid = padded([question.ids for question in rows])
             owners = np.array([question.image for question in rows])
-            longest = max(len(question.ids) for question in chunk)
-            options = GenerationOptions(
-                max_new_tokens=self.config.answer_tokens + longest - self.config.image_tokens,
-                stop_tokens=(self.tokenizer.end_id,),
-            )
+            room = max(question.room for question in chunk)
+            options = GenerationOptions(max_new_tokens=room, stop_tokens=(self.tokenizer.end_id,))
             made = generate(self._language, self._embed(self._weights, tokens[owners], ids), valid, options=options)
             seen = self._image_states(made.prompt_hidden, ids)
             marks: list[tuple[tuple[int, int], bool, np.ndarray]] = []
