@@ -101,5 +101,6 @@ class Linear(nnx.Module):
         key = getattr(self, "lora_key", None)
         if key is None or not share:
             return x
-        kept = jax.random.bernoulli(key[...], 1 - share, x.shape)
+        # Fused into what reads it, the draw is repeated there, and TPU's compiler takes several times as long.
+        kept = jax.lax.optimization_barrier(jax.random.bernoulli(key[...], 1 - share, x.shape))
         return jnp.where(kept, x / (1 - share), jnp.zeros((), x.dtype))

@@ -74,7 +74,8 @@ def dropped(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """`x` with elements at zero with probability `rate`, the others enlarged; `x` itself without a key."""
     if key is None or not rate:
         return x
-    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    # Fused into what reads it, the draw is repeated there, and TPU's compiler takes several times as long.
+    kept = jax.lax.optimization_barrier(jax.random.bernoulli(key, 1 - rate, x.shape))
     return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
 
 
