@@ -86,7 +86,7 @@ def work(step: PlannedStep, sizes: Mapping[str, int]) -> Work:
     taps = (2 * places + len(cfg.heads_from) + len(own.geomotion.low_blocks)) * decoder.between
     pairs = 0
     if "flow" not in step.batch:
-        pairs = 2 * samples * (own.frames - 1) * pair_bytes(*_map_size(own), own.raft.corr_block_num_levels)
+        pairs = 2 * samples * (own.frames - 1) * _pair_bytes(own)
     pixels = samples * own.frames * own.size * own.size * 4
     frozen = whole_bytes(step.target.frozen.get("geomotion", {}))
     flops = _flops(step, kernel_of(sizes))
@@ -104,9 +104,16 @@ def work(step: PlannedStep, sizes: Mapping[str, int]) -> Work:
     )
 
 
-def _map_size(own: MotionTrainingConfig) -> tuple[int, int]:
-    """Sides of the feature maps that are correlated."""
-    return (math.ceil(own.size / STRIDE),) * 2
+def _pair_bytes(own: MotionTrainingConfig) -> int:
+    """Bytes of the correlations of a pair of frames, float32 in the chip's tiles of 8 by 128: three times the numbers.
+
+    Those of one pair in excess of `corr_max_bytes` are found when they are read.
+    """
+    side, levels, lookup = math.ceil(own.size / STRIDE), own.raft.corr_block_num_levels, own.raft.corr_lookup
+    if lookup == "on_demand" or (lookup == "auto" and pair_bytes(side, side, levels) > own.raft.corr_max_bytes):
+        return 0
+    sides = [side >> level for level in range(levels)]
+    return 4 * side * side * sum(-(-one // 8) * 8 * -(-one // 128) * 128 for one in sides)
 
 
 def _tokens(own: MotionTrainingConfig) -> int:
